@@ -1,0 +1,31 @@
+# make demo, make test: need Python >= 3.10 and make; both set up .venv themselves.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO := build/demo/multilevel_scenes
+
+.PHONY: demo test lint wheel clean
+
+demo: $(READY)
+	$(BIN)/hf-grounding train multilevel_scenes --output_dir $(DEMO)
+	$(BIN)/hf-grounding evaluate $(DEMO)
+
+test: $(READY)
+	$(BIN)/python -m pytest -q
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+wheel: $(READY)
+	$(BIN)/python -m build --no-isolation --outdir dist .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+
+$(READY): setup.py pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@

@@ -1,0 +1,56 @@
+"""Vision-and-language models that show which place in the picture each word stands for.
+
+Importing the package is light: public names load on first use, and our classes join transformers' Auto classes as
+soon as those are loaded (see `_auto.py`).
+"""
+
+import difflib
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from . import _auto
+
+__version__ = "0.1.0.dev0"
+
+# public name -> module that defines it
+_HOMES = {
+    "Grounding": "processing.grounding",
+    "MultiLevelGroundingConfig": "modeling.configuration_multilevel",
+    "MultiLevelGroundingModel": "modeling.modeling_multilevel",
+    "MultiLevelGroundingProcessor": "processing.processing_multilevel",
+    "attention_correctness": "metrics.attention_correctness",
+    "draw_grounding": "visualization",
+    "draw_groundings": "visualization",
+    "load_grounding_dataset": "data",
+    "pointing_game": "metrics.pointing_game",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+if TYPE_CHECKING:  # the same names for editors and type checkers; tests/test_packaging.py compares the two
+    from .data import load_grounding_dataset as load_grounding_dataset
+    from .metrics.attention_correctness import attention_correctness as attention_correctness
+    from .metrics.pointing_game import pointing_game as pointing_game
+    from .modeling.configuration_multilevel import MultiLevelGroundingConfig as MultiLevelGroundingConfig
+    from .modeling.modeling_multilevel import MultiLevelGroundingModel as MultiLevelGroundingModel
+    from .processing.grounding import Grounding as Grounding
+    from .processing.processing_multilevel import MultiLevelGroundingProcessor as MultiLevelGroundingProcessor
+    from .visualization import draw_grounding as draw_grounding
+    from .visualization import draw_groundings as draw_groundings
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        nearest = difflib.get_close_matches(name, _HOMES, n=1)
+        hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
+        raise AttributeError(f"`hf_grounding` has no `{name}`.{hint}")
+    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value  # the next access finds it without coming here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})
+
+
+_auto.register_when_loaded()

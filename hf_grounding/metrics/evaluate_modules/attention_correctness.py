@@ -1,0 +1,45 @@
+"""`attention_correctness` as an `evaluate.Metric`."""
+
+from typing import Any
+
+import datasets
+import evaluate
+
+from hf_grounding.metrics import attention_correctness
+
+DESCRIPTION = "Share of each phrase's heatmap that lies inside its ground-truth boxes, averaged over phrases."
+INPUTS = """
+Args:
+    predictions: one grid heatmap per phrase, rows of scores of 0 or more; all grids of one size.
+    references: one dict per phrase: "boxes" (xyxy, pixels), "image_size" [width, height], "categories" (names, may be
+        empty), "image_id" (string; phrases of one image are resampled together).
+    Further keyword arguments are those of `hf_grounding.metrics.attention_correctness`, e.g. `union_mask=True`.
+"""
+
+
+class AttentionCorrectness(evaluate.Metric):
+    """`compute(predictions=heatmaps, references=..., **switches)`; the references are described in `INPUTS`."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        features = {
+            "predictions": datasets.List(datasets.List(datasets.Value("float64"))),
+            "references": {
+                "boxes": datasets.List(datasets.List(datasets.Value("float64"))),
+                "image_size": datasets.List(datasets.Value("int64")),
+                "categories": datasets.List(datasets.Value("string")),
+                "image_id": datasets.Value("string"),
+            },
+        }
+        return evaluate.MetricInfo(
+            description=DESCRIPTION, citation="", inputs_description=INPUTS, features=datasets.Features(features)
+        )
+
+    def _compute(self, predictions: list, references: list, **switches: Any) -> dict[str, Any]:
+        return attention_correctness(
+            predictions,
+            [reference["boxes"] for reference in references],
+            [reference["image_size"] for reference in references],
+            categories=[reference["categories"] for reference in references],
+            image_ids=[reference["image_id"] for reference in references],
+            **switches,
+        )

@@ -1,0 +1,464 @@
+"""Multi-level common semantic space for phrase grounding (Akbari et al., CVPR 2019, arXiv 1811.11683).
+
+Words, sentences and the cells of several visual levels are mapped into one space of width D. A word's heatmap is its similarity
+to every cell; the level whose attended vector fits the word best is chosen; captions and images are matched through those
+scores, so heatmaps are learned from captions alone.
+
+Section 3.1 -> `VisualMapping`, section 3.2 -> `TextMapping` (encoders in `text_encoders.py`), Eq. 1-4 -> `cosine_maps`,
+`attention_weights`, `attended_similarity`, Eq. 5 -> `pool_words`, Eq. 7-10 -> `matching_loss`.
+
+Where we differ from the literal equations, values agree: the attended vector a is never formed. `<a, s>` and `|a|` follow from
+the cosines and the Gram matrix of the cells, which is cheaper when there are fewer cells than dimensions, and padded words are
+dropped before the products rather than masked after. Where paper and code disagree, see the configuration.
+"""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch.distributed.nn.functional import all_gather
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import auto_docstring, can_return_tuple
+
+from .configuration_multilevel import MultiLevelGroundingConfig
+from .outputs import MultiLevelGroundingOutput
+from .text_encoders import BiLSTMEncoder, LinearWordMix, PretrainedTextEncoder, SentenceMix, SoftmaxWordMix
+
+EPSILON = 1e-12  # of `normalize`, on the squared norm
+
+
+def normalize(x: torch.Tensor, dim: int = -1) -> torch.Tensor:
+    r"""`x / sqrt(max(sum x^2, 1e-12))`; a zero vector stays zero."""
+    return x * x.square().sum(dim=dim, keepdim=True).clamp(min=EPSILON).rsqrt()
+
+
+def resize_map(x: torch.Tensor, size: int, mode: str) -> torch.Tensor:
+    r"""Bilinear resize of `x` (batch, channels, height, width) to `size` x `size`, without anti-aliasing.
+
+    `mode` says where the centre of target pixel i lies in a source n times as large: `"half_pixel"` (i + .5) n - .5, `"tf_legacy"`
+    i n, `"align_corners"` i (in - 1) / (out - 1).
+    """
+    if x.shape[-2:] == (size, size):
+        return x
+    if mode != "tf_legacy":
+        return F.interpolate(x, size=(size, size), mode="bilinear", align_corners=mode == "align_corners")
+    for dim in (-2, -1):
+        length = x.shape[dim]
+        source = torch.arange(size, device=x.device, dtype=torch.float64) * (length / size)
+        low = source.floor().long()
+        shape = [1] * x.ndim
+        shape[dim] = size
+        weight = (source - low).to(x.dtype).view(shape)
+        high = (low + 1).clamp(max=length - 1)
+        x = x.index_select(dim, low) * (1 - weight) + x.index_select(dim, high) * weight
+    return x
+
+
+def cosine_maps(text: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
+    r"""Cosines of words and cells: (..., T, D) and (..., L, N, D) -> (..., L, T, N). Inputs are normalised."""
+    return text.unsqueeze(-3) @ regions.transpose(-1, -2)
+
+
+def attention_weights(cosines: torch.Tensor, attention: str, axis: str, word_mask: torch.Tensor | None) -> torch.Tensor:
+    r"""Eq. 1, `H = max(0, cosine)`, or the softmax ablation over regions or words. Shapes: (..., L, T, N) -> the same.
+
+    `word_mask` (..., T) is needed by the softmax over words alone.
+    """
+    if attention == "relu":
+        return cosines.relu()
+    if axis == "words" and word_mask is not None:
+        cosines = cosines.masked_fill(word_mask[..., None, :, None] == 0, torch.finfo(cosines.dtype).min)
+    return cosines.softmax(dim=-1 if axis == "regions" else -2)
+
+
+def attended_similarity(
+    weights: torch.Tensor, cosines: torch.Tensor, gram: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    r"""Eq. 2-3 without forming the attended vector `sum_n H_n v_n`.
+
+    Shapes: `weights`, `cosines` (..., L, T, N), `gram` (..., L, N, N) = V V^T. Returns (..., L, T) each: `<sum_n H_n v_n, s>` and its
+    quotient by `|sum_n H_n v_n|`, which is R[t, l].
+    """
+    similarity = (weights * cosines).sum(dim=-1)
+    squared_norm = (weights * (weights @ gram)).sum(dim=-1)
+    return similarity, similarity * squared_norm.clamp(min=EPSILON).rsqrt()
+
+
+def pool_words(scores: torch.Tensor, word_mask: torch.Tensor, gamma: float) -> torch.Tensor:
+    r"""Eq. 5, `R_w = (1 / gamma) log sum_t exp(gamma R_t)` over real words: (..., T) -> (...)."""
+    return (gamma * scores).masked_fill(word_mask == 0, -torch.inf).logsumexp(dim=-1) / gamma
+
+
+def matching_loss(logits: torch.Tensor, gamma: float, reduction: str) -> torch.Tensor:
+    r"""Eq. 7-10: `-[log P(S_b | I_b) + log P(I_b | S_b)]`, mean or sum over the batch. `logits` (captions, images), pairs on the diagonal."""
+    logits = gamma * logits
+    log_probs = logits.log_softmax(dim=0).diagonal() + logits.log_softmax(dim=1).diagonal()
+    return -(log_probs.mean() if reduction == "mean" else log_probs.sum())
+
+
+def phrase_heatmaps(
+    heatmaps: torch.Tensor, word_scores: torch.Tensor, phrase_mask: torch.Tensor
+) -> torch.Tensor:
+    r"""Heatmap of a phrase, `sum_t R_t H_t / sum_t R_t` over its words (Flickr30k protocol of section 4.2); 0 when all R_t are 0.
+
+    Shapes: `heatmaps` (C, T, M, M), `word_scores` (C, T), `phrase_mask` (C, P, T) -> (C, P, M, M).
+    """
+    weights = phrase_mask.to(word_scores.dtype) * word_scores[:, None]  # (C, P, T)
+    weights = weights / weights.sum(dim=-1, keepdim=True).clamp(min=EPSILON)
+    return torch.einsum("cpt,ctyx->cpyx", weights, heatmaps)
+
+
+def box_loss(heatmaps: torch.Tensor, box_masks: torch.Tensor) -> torch.Tensor:
+    r"""Ours, beyond the paper: `-log` of the share of a phrase's heatmap that lies in its boxes, mean over phrases.
+
+    Shapes: `heatmaps`, `box_masks` (C, P, M, M); `box_masks` holds the covered share of each cell, and is 0 everywhere for padding and
+    for phrases without boxes, which do not count.
+    """
+    total = heatmaps.sum(dim=(-2, -1))
+    inside = (heatmaps * box_masks).sum(dim=(-2, -1))
+    counted = box_masks.amax(dim=(-2, -1)) > 0
+    # A phrase whose heatmap misses its boxes altogether has no gradient towards them; the floor keeps its loss finite.
+    share = (inside + 1e-6) / (total + 1e-6)
+    return -(share.log() * counted).sum() / counted.sum().clamp(min=1)
+
+
+def choose_maps(outputs, levels: list[int]) -> tuple[torch.Tensor, ...]:
+    r"""The feature maps that `config.backbone_levels` names, from a backbone's outputs.
+
+    Raises:
+        ValueError: If there is no such map, or it is not (batch, channels, height, width).
+    """
+    maps = [*(getattr(outputs, "reshaped_hidden_states", None) or outputs.hidden_states), outputs.last_hidden_state]
+    last = len(maps) - 1
+    wrong = [level for level in levels if not -last <= level <= last or maps[level if level >= 0 else level - 1].ndim != 4]
+    if wrong:
+        shapes = "; ".join(f"{i}: {tuple(each.shape)}" for i, each in enumerate(maps))
+        raise ValueError(f"`backbone_levels` {wrong} are no (batch, channels, height, width) maps of this backbone, which has {shapes}.")
+    return tuple(maps[level if level >= 0 else level - 1] for level in levels)
+
+
+class BackboneLevels(nn.Module):
+    r"""Frozen visual network; gives the chosen ones of its feature maps, low level first."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.model = AutoModel.from_config(config.backbone_config)
+        self.model.requires_grad_(False)
+        self.levels = config.backbone_levels
+
+    def train(self, mode: bool = True):
+        return super().train(False)  # frozen: batch statistics and dropout stay off, whatever the model around it does
+
+    @torch.no_grad()
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return choose_maps(self.model(pixel_values, output_hidden_states=True), self.levels)
+
+
+class VisualMapping(nn.Module):
+    r"""One level into the common space: resize to the grid, then 1x1 convolutions with LeakyReLU (section 3.1).
+
+    (batch, channels, height, width) -> V_l (batch, N, D), normalised. A 1x1 convolution commutes with a bilinear resize, so the first one
+    runs on whichever of the two grids is smaller.
+    """
+
+    def __init__(self, config, channels: int):
+        super().__init__()
+        self.grid_size, self.resize_mode, self.slope = config.grid_size, config.resize_mode, config.negative_slope
+        self.linear = config.visual_mapping == "linear"
+        self.standardize = nn.LayerNorm(channels, elementwise_affine=False) if config.normalize_features else nn.Identity()
+        self.dropout = nn.Dropout(config.dropout)
+        widths = [channels, config.hidden_size] if self.linear else [channels, *config.visual_hidden_sizes]
+        self.layers = nn.ModuleList(nn.Linear(n_in, n_out) for n_in, n_out in zip(widths, widths[1:], strict=False))
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        grows = feature_map.shape[-2] * feature_map.shape[-1] < self.grid_size**2
+        feature_map = self.standardize(feature_map.movedim(1, -1)).movedim(-1, 1)
+        if not grows:
+            feature_map = resize_map(feature_map, self.grid_size, self.resize_mode)
+        x = self.layers[0](self.dropout(feature_map.movedim(1, -1)))  # (batch, height, width, width of layer 0)
+        if grows:
+            x = resize_map(x.movedim(-1, 1), self.grid_size, self.resize_mode).movedim(1, -1)
+        x = x.flatten(1, 2)  # (batch, N, ...), n = y * M + x
+        for layer in self.layers[1:]:
+            x = layer(F.leaky_relu(x, self.slope))
+        return normalize(x if self.linear else F.leaky_relu(x, self.slope))
+
+
+class TextMapping(nn.Module):
+    r"""Two fully connected layers into the common space (section 3.2), or one linear layer. (..., width) -> (..., D), normalised."""
+
+    def __init__(self, config, width: int):
+        super().__init__()
+        self.slope, self.every_layer = config.negative_slope, config.normalize_every_layer
+        self.linear = config.text_mapping == "linear"
+        self.final_activation = config.final_activation and not self.linear
+        self.dropout = nn.Dropout(config.dropout)
+        widths = [width, config.hidden_size] if self.linear else [width, config.hidden_size, config.hidden_size]
+        self.layers = nn.ModuleList(nn.Linear(n_in, n_out) for n_in, n_out in zip(widths, widths[1:], strict=False))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.layers[0](self.dropout(x))
+        for layer in self.layers[1:]:
+            x = F.leaky_relu(x, self.slope)
+            x = layer(normalize(x) if self.every_layer else x)
+        return normalize(F.leaky_relu(x, self.slope) if self.final_activation else x)
+
+
+class MultiLevelGroundingPreTrainedModel(PreTrainedModel):
+    config: MultiLevelGroundingConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    _no_split_modules: list[str] = []
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        if isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)  # the authors' TensorFlow default
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=0.1)
+            if module.padding_idx is not None:
+                init.zeros_(module.weight[module.padding_idx])
+        elif isinstance(module, nn.LSTM):
+            for name, parameter in module.named_parameters():
+                if "weight" in name:
+                    init.xavier_uniform_(parameter)
+                else:
+                    init.zeros_(parameter)
+                    if "bias_ih" in name:  # TensorFlow cells add 1 to the forget gate; torch orders the gates i, f, g, o
+                        init.ones_(parameter[module.hidden_size : 2 * module.hidden_size])
+        elif isinstance(module, LinearWordMix):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, SoftmaxWordMix):
+            init.zeros_(module.weight)
+            if isinstance(module.scale, nn.Parameter):
+                init.ones_(module.scale)
+        elif isinstance(module, SentenceMix):
+            init.constant_(module.weight, 1.0 / module.weight.numel())
+
+
+@auto_docstring(custom_intro="Multi-level common semantic space: a heatmap and a score for every word and caption in an image.")
+class MultiLevelGroundingModel(MultiLevelGroundingPreTrainedModel):
+    def __init__(self, config: MultiLevelGroundingConfig):
+        super().__init__(config)
+        self.backbone = BackboneLevels(config) if config.backbone_config is not None else None
+        chosen = {config.word_level, config.sentence_level}
+        # In single-level mode the other levels are not mapped: they could not be trained.
+        self.levels = list(range(config.num_levels)) if None in chosen else sorted(chosen)
+        self.visual_mappings = nn.ModuleList(VisualMapping(config, config.level_channels[level]) for level in self.levels)
+        recurrent = config.text_config is None
+        self.text_encoder = BiLSTMEncoder(config) if recurrent else PretrainedTextEncoder(config)
+        num_layers = self.text_encoder.num_layers
+        self.word_mix = LinearWordMix(num_layers) if recurrent else SoftmaxWordMix(num_layers, config.mix_scale)
+        self.sentence_mix = SentenceMix(len(config.sentence_layers), config.sentence_pooling)
+        self.word_mapping = TextMapping(config, self.text_encoder.width)
+        self.sentence_mapping = TextMapping(config, self.text_encoder.width)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        encoder = self.text_encoder
+        return encoder.embed_words if isinstance(encoder, BiLSTMEncoder) else encoder.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        if isinstance(self.text_encoder, BiLSTMEncoder):
+            self.text_encoder.embed_words = value
+        else:
+            self.text_encoder.model.set_input_embeddings(value)
+
+    def get_feature_maps(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        r"""Feature maps of the frozen backbone, one (batch, channels, height, width) for each level, low level first.
+
+        Raises:
+            ValueError: If the model has no backbone.
+        """
+        if self.backbone is None:
+            raise ValueError("This model has no backbone (`config.backbone_config` is None); pass `feature_maps`.")
+        return self.backbone(pixel_values)
+
+    def embed_images(self, feature_maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        r"""Section 3.1: feature maps -> V (batch, L, N, D), normalised over D.
+
+        Raises:
+            ValueError: If the number of maps or their channels are not those of the configuration.
+        """
+        channels = [feature_map.shape[1] for feature_map in feature_maps]
+        if channels != list(self.config.level_channels):
+            raise ValueError(
+                f"`feature_maps` have {channels} channels but the model was made for {list(self.config.level_channels)} "
+                "(`config.level_channels`), one (batch, channels, height, width) map for each level, low level first."
+            )
+        maps = zip(self.visual_mappings, (feature_maps[level] for level in self.levels), strict=True)
+        return torch.stack([mapping(feature_map) for mapping, feature_map in maps], dim=1)
+
+    def embed_text(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, word_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        r"""Section 3.2: token ids -> words s (batch, T, D) and sentences (batch, D), normalised over D."""
+        layers = self.text_encoder(input_ids, attention_mask)
+        words = self.word_mapping(self.word_mix(layers))
+        sentences = self.sentence_mapping(self.sentence_mix(layers[list(self.config.sentence_layers)], word_mask))
+        return words, sentences
+
+    def choose_level(self, scores: torch.Tensor, level: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+        r"""Eq. 4: best score over levels and its index, the first on ties. `scores` (..., L, T) -> (..., T) each."""
+        if level is not None:
+            position = self.levels.index(level)
+            return scores[..., position, :], torch.full_like(scores[..., position, :], level, dtype=torch.long)
+        best, index = scores.max(dim=-2)
+        return best, index
+
+    def _scores(self, text, regions, gram, word_mask=None):
+        """Cosines' weights, un-normalised similarity and R of `text` (..., T, D) in `regions` (..., L, N, D)."""
+        cosines = cosine_maps(text, regions)
+        weights = attention_weights(cosines, self.config.attention, self.config.softmax_axis, word_mask)
+        return weights, *attended_similarity(weights, cosines, gram)
+
+    def _cross_scores(self, words, sentences, regions, word_mask) -> tuple[torch.Tensor, torch.Tensor]:
+        """R_t (images, captions, T) and R_s (images, captions) of every caption in `regions` (images, L, N, D)."""
+        config = self.config
+        couples_words = config.attention == "softmax" and config.softmax_axis == "words"
+        gram = regions @ regions.transpose(-1, -2)  # (images, L, N, N)
+        sentence_similarity, sentence_scores = self._scores(sentences, regions, gram)[1:]
+        if not config.normalize_sentence_attended:
+            sentence_scores = sentence_similarity
+        sentence_scores, _ = self.choose_level(sentence_scores, config.sentence_level)
+        if couples_words:
+            shape = (regions.shape[0], *word_mask.shape)
+            per_image = (self._scores(words, image[None], g[None], word_mask)[2] for image, g in zip(regions, gram, strict=True))
+            word_scores = torch.stack([self.choose_level(scores, config.word_level)[0] for scores in per_image])
+            return word_scores.view(shape), sentence_scores
+        real = word_mask.bool()
+        best, _ = self.choose_level(self._scores(words[real], regions, gram)[2], config.word_level)
+        word_scores = best.new_zeros(regions.shape[0], *word_mask.shape)
+        word_scores[:, real] = best
+        return word_scores, sentence_scores
+
+    def cross_logits(self, words, sentences, regions, word_mask) -> tuple[torch.Tensor, torch.Tensor]:
+        r"""R_w and R_s of every caption against every image, both (captions, images).
+
+        Images are taken `config.attention_chunk_size` at a time and their similarities recomputed in the backward pass, so that
+        the memory does not grow with captions x images.
+        """
+        chunk_size = self.config.attention_chunk_size or len(regions)
+        args = [(words, sentences, chunk, word_mask) for chunk in regions.split(chunk_size)]
+        if len(args) > 1 and torch.is_grad_enabled():
+            parts = [checkpoint(self._cross_scores, *arg, use_reentrant=False) for arg in args]
+        else:
+            parts = [self._cross_scores(*arg) for arg in args]
+        word_scores, sentence_scores = (torch.cat(part) for part in zip(*parts, strict=True))
+        return pool_words(word_scores, word_mask, self.config.gamma_1).T, sentence_scores.T
+
+    def regulariser(self) -> torch.Tensor:
+        r"""`l2_weight / 2` times the sum of squared weights of the mappings (biases excluded), a scalar."""
+        mappings = [self.visual_mappings]
+        if self.config.l2_scope == "all":
+            mappings += [self.word_mapping, self.sentence_mapping]
+        weights = (layer.weight for mapping in mappings for layer in mapping.modules() if isinstance(layer, nn.Linear))
+        return 0.5 * self.config.l2_weight * sum(weight.square().sum() for weight in weights)
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        feature_maps: tuple[torch.Tensor, ...] | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        word_mask: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
+        phrase_mask: torch.Tensor | None = None,
+        box_masks: torch.Tensor | None = None,
+        return_loss: bool = False,
+        **kwargs,
+    ) -> MultiLevelGroundingOutput:
+        r"""
+        feature_maps (`tuple` of `torch.Tensor` of shape `(batch, channels, height, width)`, *optional*):
+            Maps of the backbone, one for each level, low level first; instead of `pixel_values`.
+        word_mask (`torch.Tensor` of shape `(captions, num_tokens)`, *optional*):
+            1 = a word, 0 = padding or a special token of the encoder. Default: `attention_mask`.
+        image_index (`torch.Tensor` of shape `(captions,)`, *optional*):
+            The image each caption belongs to. Default: caption i belongs to image i. Not with `return_loss`.
+        phrase_mask (`torch.Tensor` of shape `(captions, phrases, num_tokens)`, *optional*):
+            1 = a word of the phrase. Needed by the loss with `supervision="boxes"`.
+        box_masks (`torch.Tensor` of shape `(captions, phrases, grid_size, grid_size)`, *optional*):
+            Share of each cell covered by the phrase's boxes. Needed by the loss with `supervision="boxes"`.
+        return_loss (`bool`, defaults to `False`):
+            Compare every caption with every image of the batch (in training, of all processes) and return the loss; image i
+            must be caption i's, and no image may come twice.
+        """
+        if (pixel_values is None) == (feature_maps is None):
+            raise ValueError("Give either `pixel_values` or `feature_maps`, not both and not neither.")
+        if input_ids is None:
+            raise ValueError("`input_ids` is missing; the processor makes it from `text`.")
+        feature_maps = self.get_feature_maps(pixel_values) if feature_maps is None else feature_maps
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        word_mask = attention_mask if word_mask is None else word_mask
+        dtype = self.word_mapping.layers[0].weight.dtype
+        regions = self.embed_images(tuple(feature_map.to(dtype) for feature_map in feature_maps))  # (B, L, N, D)
+        words, sentences = self.embed_text(input_ids, attention_mask, word_mask)
+        own = regions if image_index is None else regions[image_index]
+        if len(own) != len(words):
+            raise ValueError(f"{len(words)} captions but {len(own)} images; say by `image_index` which belongs to which.")
+        output = self.ground(words, sentences, own, word_mask)
+        output.image_embeds = regions.transpose(1, 2)
+        if return_loss:
+            if image_index is not None:
+                raise ValueError("`return_loss` needs one caption for each image; leave `image_index` out.")
+            self.add_loss(output, words, sentences, regions, word_mask, phrase_mask, box_masks)
+        return output
+
+    def ground(self, words, sentences, regions, word_mask) -> MultiLevelGroundingOutput:
+        r"""Heatmaps, scores and levels of each caption in its own image (`regions` (C, L, N, D)), Eq. 1-4 and 6."""
+        config = self.config
+        gram = regions @ regions.transpose(-1, -2)
+        weights, _, scores = self._scores(words, regions, gram, word_mask)  # (C, L, T, N), (C, L, T)
+        word_scores, word_levels = self.choose_level(scores, config.word_level)
+        sentence_weights, similarity, scores = self._scores(sentences[:, None], regions, gram)
+        if not config.normalize_sentence_attended:
+            scores = similarity
+        sentence_scores, sentence_levels = self.choose_level(scores, config.sentence_level)
+        grid = (config.grid_size, config.grid_size)
+        return MultiLevelGroundingOutput(
+            heatmaps=(self._at_level(weights, word_levels) * word_mask[..., None]).unflatten(-1, grid),
+            word_scores=word_scores * word_mask,
+            word_levels=word_levels,
+            sentence_heatmaps=self._at_level(sentence_weights, sentence_levels)[:, 0].unflatten(-1, grid),
+            sentence_scores=sentence_scores[:, 0],
+            sentence_levels=sentence_levels[:, 0],
+            word_embeds=words,
+            sentence_embeds=sentences,
+        )
+
+    def _at_level(self, weights: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+        """Weights of the chosen level: (C, L, T, N) and (C, T) -> (C, T, N)."""
+        position = torch.searchsorted(torch.tensor(self.levels, device=levels.device), levels)
+        return weights.gather(1, position[:, None, :, None].expand(-1, 1, -1, weights.shape[-1]))[:, 0]
+
+    def add_loss(self, output, words, sentences, regions, word_mask, phrase_mask=None, box_masks=None) -> None:
+        r"""Matching losses over the batch (Eq. 7-10), regulariser and, with `supervision="boxes"`, the box term; stored in `output`."""
+        config = self.config
+        counted = word_mask if config.mask_padding else torch.ones_like(word_mask)
+        logits = self.cross_logits(words, sentences, self._from_all_processes(regions), counted)
+        output.word_logits, output.sentence_logits = (self._from_all_processes(x) for x in logits)
+        output.loss = self.regulariser() + sum(
+            matching_loss(x, config.gamma_2, config.loss_reduction) for x in (output.word_logits, output.sentence_logits)
+        )
+        if config.supervision == "boxes":
+            if phrase_mask is None or box_masks is None:
+                raise ValueError('`supervision="boxes"` needs `phrase_mask` and `box_masks`; the processor makes them from phrases.')
+            heatmaps = phrase_heatmaps(output.heatmaps, output.word_scores, phrase_mask)
+            output.loss = output.loss + config.box_loss_weight * box_loss(heatmaps, box_masks)
+
+    def _from_all_processes(self, x: torch.Tensor) -> torch.Tensor:
+        """Rows of `x` of all training processes, so that the loss sees one large batch. Gradients flow back to every process; with
+        the mean over processes that DistributedDataParallel takes they are those of the large batch."""
+        if not (self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return x
+        return torch.cat(all_gather(x.contiguous()))
+
+
+__all__ = ["MultiLevelGroundingModel", "MultiLevelGroundingPreTrainedModel"]

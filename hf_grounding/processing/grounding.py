@@ -1,0 +1,89 @@
+"""The `Grounding` record users get, and how a grid heatmap becomes a point and a box in pixels."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+BOX_THRESHOLD = 0.5  # share of the peak a cell must reach to belong to the box
+BOX_GRID = 64  # side of the grid on which the region around the point is grown
+
+
+@dataclass
+class Grounding:
+    r"""A phrase and its place in the photo.
+
+    Args:
+        phrase (`str`): The words, as given.
+        token_span (`tuple[int, int]`): First and one past the last white-space token of the phrase in its sentence.
+        box (`tuple` of 4 floats, *optional*): xyxy in pixels of the original image; the rule is [`heatmap_boxes`].
+        point (`tuple` of 2 floats, *optional*): (x, y) in pixels of the original image; `None` when nothing in the image
+            answers to the phrase, that is the heatmap is 0 everywhere.
+        score (`float`): How well the phrase fits the image, in [0, 1]: mean relevance R_t of its words, or R_s.
+        heatmap (`np.ndarray` of shape `(grid_height, grid_width)`): Scores of the cells, at least 0, not normalised.
+    """
+
+    phrase: str
+    token_span: tuple[int, int]
+    box: tuple[float, float, float, float] | None
+    point: tuple[float, float] | None
+    score: float
+    heatmap: np.ndarray | None = field(default=None, repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the heatmap, ready for JSON."""
+        return {name: getattr(self, name) for name in ("phrase", "token_span", "box", "point", "score")}
+
+
+def heatmap_points(heatmaps: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    r"""First maximum in row-major order of each heatmap resized to the image (bilinear, half-pixel centres).
+
+    Shapes: `heatmaps` (n, grid_height, grid_width) -> (n, 2), (x, y) in pixels; NaN where a heatmap is 0 everywhere.
+    """
+    resized = F.interpolate(heatmaps[:, None].float(), size=(height, width), mode="bilinear")[:, 0]
+    index = resized.flatten(1).argmax(dim=1)
+    points = torch.stack([index % width, index // width], dim=1).float()
+    return points.masked_fill((heatmaps.flatten(1).amax(dim=1) <= 0)[:, None], torch.nan)
+
+
+def heatmap_boxes(
+    heatmaps: torch.Tensor, points: torch.Tensor, height: int, width: int, threshold: float = BOX_THRESHOLD
+) -> torch.Tensor:
+    r"""Bounding box of the connected region around the point in which the heatmap is at least `threshold` times its peak.
+
+    The region is grown (4 neighbours) on the heatmap resized to 64 x 64, so the box is exact to 1/64 of the image side.
+
+    Shapes: `heatmaps` (n, grid_height, grid_width), `points` (n, 2) of [`heatmap_points`] -> (n, 4), xyxy in pixels; NaN where the
+    point is.
+    """
+    scale = points.new_tensor([BOX_GRID / width, BOX_GRID / height])
+    seeds = ((points.nan_to_num() + 0.5) * scale).long().clamp(max=BOX_GRID - 1)
+    resized = F.interpolate(heatmaps[:, None].float(), size=(BOX_GRID, BOX_GRID), mode="bilinear")
+    warm = resized >= threshold * resized.amax(dim=(-2, -1), keepdim=True)  # (n, 1, 64, 64)
+    region = torch.zeros_like(warm)
+    region[torch.arange(len(seeds)), 0, seeds[:, 1], seeds[:, 0]] = True
+    while True:
+        x = region.float()
+        grown = F.max_pool2d(x, (3, 1), 1, (1, 0)).maximum(F.max_pool2d(x, (1, 3), 1, (0, 1))).bool() & warm | region
+        if torch.equal(grown, region):
+            break
+        region = grown
+    columns, rows = region.any(dim=2)[:, 0].float(), region.any(dim=3)[:, 0].float()  # (n, 64)
+    low = torch.stack([columns.argmax(dim=1), rows.argmax(dim=1)], dim=1)
+    high = BOX_GRID - torch.stack([columns.flip(1).argmax(dim=1), rows.flip(1).argmax(dim=1)], dim=1)
+    boxes = torch.cat([low / scale, high / scale], dim=1)
+    return boxes.masked_fill(points.isnan().any(dim=1, keepdim=True), torch.nan)
+
+
+def box_coverage(boxes: torch.Tensor, height: float, width: float, grid_size: int) -> torch.Tensor:
+    r"""Share of each grid cell covered by the best-covering box: (n, 4) xyxy in pixels of a height x width image -> (grid, grid)."""
+    edges = torch.arange(grid_size + 1, dtype=torch.float32) / grid_size
+
+    def overlap(low: torch.Tensor, high: torch.Tensor, size: float) -> torch.Tensor:
+        shared = torch.minimum(high[:, None] / size, edges[1:]) - torch.maximum(low[:, None] / size, edges[:-1])
+        return shared.clamp(min=0) * grid_size  # (n, grid)
+
+    x1, y1, x2, y2 = boxes.float().unbind(dim=1)
+    return (overlap(y1, y2, height)[:, :, None] * overlap(x1, x2, width)[:, None, :]).amax(dim=0)

@@ -1,0 +1,21 @@
+"""Image side of the processor: RGB, resized to a fixed size with the aspect ignored (section 3.1 of arXiv 1811.11683), normalised."""
+
+from transformers.image_processing_backends import PilBackend
+from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, PILImageResampling
+
+
+class MultiLevelGroundingImageProcessorPil(PilBackend):
+    r"""Photo -> `pixel_values`. Set `size`, `image_mean` and `image_std` to what the backbone was trained with; the defaults scale to [-1, 1]."""
+
+    resample = PILImageResampling.BICUBIC
+    size = {"height": 448, "width": 448}
+    image_mean = IMAGENET_STANDARD_MEAN
+    image_std = IMAGENET_STANDARD_STD
+    do_convert_rgb = True
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    model_input_names = ["pixel_values"]
+
+
+__all__ = ["MultiLevelGroundingImageProcessorPil"]

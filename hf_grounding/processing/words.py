@@ -1,0 +1,104 @@
+"""Word-level tokenizers, and the words and phrases of a sentence.
+
+A word is a white-space token, as in the captions of Flickr30k Entities; phrases are spans of words. Tokenizers may cut words
+further (punctuation, subwords); `token_words` says which word each token belongs to.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+PAD, UNKNOWN = "<pad>", "<unk>"
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """A span of white-space tokens of a sentence, end exclusive."""
+
+    text: str
+    start: int
+    end: int
+
+
+def train_word_tokenizer(captions: Iterable[str], min_count: int = 1) -> PreTrainedTokenizerFast:
+    r"""Word-level tokenizer of all words seen `min_count` times or more, lower-cased; punctuation at a word's end is split off.
+
+    Raises:
+        ValueError: If no word is left.
+    """
+    tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"[.,!?;:]+$"), behavior="isolated")]
+    )
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=2**31 - 1, min_frequency=min_count, special_tokens=[PAD, UNKNOWN], show_progress=False
+    )
+    tokenizer.train_from_iterator(captions, trainer)
+    if tokenizer.get_vocab_size() == 2:
+        raise ValueError(f"No word occurs {min_count} times or more in the captions; lower `min_count` or give more captions.")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        padding_side="right",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def word_offsets(text: str) -> list[tuple[int, int]]:
+    """Character span of each white-space token."""
+    return [match.span() for match in re.finditer(r"\S+", text)]
+
+
+def token_words(text: str, token_offsets: list[tuple[int, int]]) -> list[int]:
+    """Index of the white-space token each tokenizer token lies in; -1 for special tokens and padding (empty offsets)."""
+    word_of_char: dict[int, int] = {}
+    for index, (start, end) in enumerate(word_offsets(text)):
+        word_of_char.update(dict.fromkeys(range(start, end), index))
+    return [word_of_char.get(start, -1) if end > start else -1 for start, end in token_offsets]
+
+
+def parse_brackets(text: str) -> tuple[str, list[Phrase]]:
+    r"""`"[a man] rides [a horse]"` -> `"a man rides a horse"` and its phrases; text without brackets is one phrase.
+
+    Raises:
+        ValueError: If brackets are nested, unbalanced or empty.
+    """
+    if not re.fullmatch(r"[^\[\]]*(\[[^\[\]]*\S[^\[\]]*\][^\[\]]*)*", text):
+        raise ValueError(f"Brackets in {text!r} must enclose one phrase each, such as '[a man] rides [a horse]'.")
+    words: list[str] = []
+    phrases: list[Phrase] = []
+    for piece in re.findall(r"\[[^\]]*\]|[^\[]+", text):
+        start, inside = len(words), piece.startswith("[")
+        words += piece.strip("[]").split()
+        if inside:
+            phrases.append(Phrase(" ".join(words[start:]), start, len(words)))
+    sentence = " ".join(words)
+    return sentence, phrases or [Phrase(sentence, 0, len(words))]
+
+
+def as_phrase(value: Any, text: str) -> Phrase:
+    r"""A phrase given as `Phrase`, `(start, end)`, a dataset's phrase (`dict` with `start` and `end`), or its words -> `Phrase`.
+
+    Raises:
+        ValueError: If the span is not inside the sentence or the words are not in it.
+    """
+    words = text.split()
+    if isinstance(value, str):
+        wanted = value.split()
+        starts = [i for i in range(len(words) - len(wanted) + 1) if words[i : i + len(wanted)] == wanted]
+        if not wanted or not starts:
+            raise ValueError(f"Phrase {value!r} is not in {text!r}; give words of the sentence, or a (start, end) span of them.")
+        start, end = starts[0], starts[0] + len(wanted)
+    elif isinstance(value, dict):
+        start, end = value["start"], value["end"]
+    else:
+        start, end = (value.start, value.end) if isinstance(value, Phrase) else value
+    if not 0 <= start < end <= len(words):
+        raise ValueError(f"Span ({start}, {end}) is not inside the {len(words)} words of {text!r}; the end is exclusive.")
+    return Phrase(" ".join(words[start:end]), start, end)

@@ -1,0 +1,1 @@
+"""Training and evaluation: recipes, features computed once, trainers over transformers' Trainer, measured results."""

@@ -1,0 +1,105 @@
+"""Feature maps of the frozen backbone, computed once for all images of a data set and kept until backbone or images change."""
+
+import hashlib
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, Image
+from PIL import ImageOps
+from tqdm.auto import tqdm
+
+from ..data.feature_store import FeatureStore, FeatureStoreWriter
+
+logger = logging.getLogger(__name__)
+
+
+def default_cache_dir() -> Path:
+    """Where feature stores are kept unless a recipe says otherwise."""
+    home = os.environ.get("HF_HOME") or os.path.join(os.path.expanduser("~"), ".cache", "huggingface")
+    return Path(home) / "hf_grounding"
+
+
+def feature_store(
+    model: Any,
+    processor: Any,
+    dataset: Dataset,
+    cache_dir: str | os.PathLike,
+    *,
+    flip: bool = False,
+    bf16: bool = False,
+    batch_size: int = 16,
+) -> FeatureStore:
+    r"""Store of `model.get_feature_maps` of every image, from `cache_dir` when it is there, else computed.
+
+    Its name is a hash of all that the maps depend on: weights of the backbone, levels, image processor, precision and images
+    (content, or path, size and time of files), so a change of any of them computes anew and never reads old features.
+
+    Args:
+        model ([`MultiLevelGroundingModel`]): With a backbone.
+        processor ([`MultiLevelGroundingProcessor`]): Its image processor makes the pixels.
+        dataset (`datasets.Dataset`): Columns `image_id` and `image`.
+        flip (`bool`): Mirror every image left to right.
+        bf16 (`bool`): Run the backbone in bfloat16.
+    """
+    settings = {
+        "backbone": _hash_weights(model.backbone),
+        "levels": list(model.config.backbone_levels),
+        "image_processor": {k: v for k, v in processor.image_processor.to_dict().items() if not k.startswith("_")},
+        "flip": flip,
+        "bf16": bf16,
+        "images": _hash_images(dataset),
+    }
+    name = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:20]
+    folder = Path(cache_dir) / f"features-{name}"
+    if not folder.exists():
+        _compute(model, processor, dataset, folder, settings, flip, bf16, batch_size)
+    store = FeatureStore(folder)
+    logger.info("Features of %d images: %s", len(store), folder)
+    return store
+
+
+@torch.no_grad()
+def _compute(model, processor, dataset, folder, settings, flip, bf16, batch_size) -> None:
+    images = dataset.select_columns(["image"])
+    device = next(model.parameters()).device
+    settings = json.loads(json.dumps(settings, default=str))
+    with FeatureStoreWriter(folder, dataset["image_id"], settings) as writer:
+        starts = range(0, len(dataset), batch_size)
+        for start in tqdm(starts, desc="features of mirrored images" if flip else "features of images", unit="batch"):
+            photos = [ImageOps.exif_transpose(photo) for photo in images[start : start + batch_size]["image"]]
+            photos = [ImageOps.mirror(photo) for photo in photos] if flip else photos
+            pixels = processor.image_processor(photos, return_tensors="pt")["pixel_values"].to(device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                maps = model.get_feature_maps(pixels)
+            writer.write(start, [level.float().movedim(1, -1).cpu().numpy() for level in maps])
+
+
+def _hash_weights(module: torch.nn.Module) -> str:
+    digest = hashlib.sha256(repr(module).encode())
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy() if tensor.ndim else repr(tensor).encode())
+    return digest.hexdigest()
+
+
+def _hash_images(dataset: Dataset) -> str:
+    digest = hashlib.sha256()
+    for row in dataset.select_columns(["image_id", "image"]).cast_column("image", Image(decode=False)):
+        image = row["image"]
+        if image["bytes"] is not None:
+            content: Any = hashlib.sha256(image["bytes"]).hexdigest()
+        else:
+            stat = os.stat(image["path"])
+            content = (image["path"], stat.st_size, stat.st_mtime_ns)
+        digest.update(repr((row["image_id"], content)).encode())
+    return digest.hexdigest()
+
+
+def as_feature_maps(levels: list[np.ndarray], device: torch.device | None = None) -> tuple[torch.Tensor, ...]:
+    """Rows read from a store -> float32 (batch, channels, height, width), stored channels last as the mappings read them."""
+    return tuple(torch.from_numpy(level).to(device).float().movedim(-1, 1) for level in levels)

@@ -1,0 +1,78 @@
+"""Training examples of phrase grounding: one caption of each image, drawn anew every epoch, mirrored half of the time if asked."""
+
+import random
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from ..data.feature_store import FeatureStore
+from .features import as_feature_maps
+
+_MIRRORED_WORDS = {"left": "right", "right": "left"}
+
+
+class CaptionPerImage(torch.utils.data.Dataset):
+    r"""Image i of the data set with one of its captions. What is drawn depends on the seed, the epoch and the image alone, so a resumed or
+    distributed run draws what an uninterrupted one draws.
+
+    Args:
+        dataset (`datasets.Dataset`): Columns `image_id`, `width`, `height`, `captions`, `phrases`.
+        seed (`int`): Of the draws.
+        flip (`bool`): Mirror half of the images; "left" and "right" in their captions change places.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int = 0, flip: bool = False):
+        self.rows = dataset.select_columns(["image_id", "width", "height", "captions", "phrases"])
+        empty = [i for i, captions in enumerate(dataset["captions"]) if not captions]
+        if empty:
+            raise ValueError(f"{len(empty)} training images have no caption, e.g. '{self.rows[empty[0]]['image_id']}'; leave them out.")
+        self.seed, self.flip, self.epoch = seed, flip, 0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.rows[index]
+        rng = random.Random(f"{self.seed}/{self.epoch}/{row['image_id']}")
+        sentence = rng.randrange(len(row["captions"]))
+        example = {
+            "image_id": row["image_id"],
+            "size": (row["height"], row["width"]),
+            "caption": row["captions"][sentence],
+            "phrases": [phrase for phrase in row["phrases"] if phrase["sentence"] == sentence],
+            "flipped": self.flip and rng.random() < 0.5,
+        }
+        return mirror(example) if example["flipped"] else example
+
+
+def mirror(example: dict[str, Any]) -> dict[str, Any]:
+    """The example of the mirrored image: boxes change sides, and so do the words left and right."""
+    width = example["size"][1]
+    phrases = [
+        {**phrase, "boxes": [[width - x2, y1, width - x1, y2] for x1, y1, x2, y2 in phrase["boxes"]]}
+        for phrase in example["phrases"]
+    ]
+    caption = " ".join(_MIRRORED_WORDS.get(word, word) for word in example["caption"].split())
+    return {**example, "caption": caption, "phrases": phrases}
+
+
+class GroundingCollator:
+    r"""Examples -> inputs of [`MultiLevelGroundingModel`], maps read from the stores of plain and mirrored images."""
+
+    def __init__(self, processor: Any, plain: FeatureStore, mirrored: FeatureStore | None = None):
+        self.processor, self.stores = processor, (plain, mirrored)
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        maps = [self.stores[example["flipped"]].read([example["image_id"]]) for example in examples]
+        levels = [torch.cat(level) for level in zip(*(as_feature_maps(levels) for levels in maps), strict=True)]
+        inputs = self.processor(
+            text=[example["caption"] for example in examples],
+            phrases=[example["phrases"] for example in examples],
+            target_sizes=[example["size"] for example in examples],
+            feature_maps=tuple(levels),
+        )
+        return {name: value for name, value in inputs.items() if name != "phrases"} | {"return_loss": True}

@@ -1,0 +1,88 @@
+"""`GroundingTrainer`: transformers' Trainer with the spec's schedule and evaluation by the pointing game."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
+
+from ..data.feature_store import FeatureStore
+from .grounding_evaluation import predict_groundings, score_groundings
+
+
+@dataclass
+class GroundingTrainingArguments(TrainingArguments):
+    r"""`TrainingArguments` with our defaults, and what the paper's schedule needs.
+
+    Args:
+        halve_learning_rate_at (`list[int]`, *optional*): Halve the learning rate when these many epochs are done (the authors'
+            notebooks: 9 and 14 of 20). Replaces `lr_scheduler_type`.
+        early_stopping_patience (`int`, *optional*): Stop after this many evaluations without a better one.
+        mirror_images (`bool`): Mirror half of the training images; ours.
+    """
+
+    halve_learning_rate_at: list[int] | None = field(default=None)
+    early_stopping_patience: int | None = field(default=None)
+    mirror_images: bool = field(default=False)
+
+    def __post_init__(self):
+        # A batch must hold distinct images and be full: its size is the number of negatives.
+        self.dataloader_drop_last = True
+        self.remove_unused_columns = False
+        self.label_names = []
+        super().__post_init__()
+
+
+class GroundingTrainer(Trainer):
+    r"""Trains [`MultiLevelGroundingModel`] on [`CaptionPerImage`] examples.
+
+    Args:
+        eval_dataset (`datasets.Dataset`): Rows with `captions` and `phrases`; its maps are in `eval_store`.
+        protocol (`dict`): Arguments of [`score_groundings`] and `query_heatmap`.
+    """
+
+    args: GroundingTrainingArguments
+
+    def __init__(self, *args: Any, eval_store: FeatureStore | None = None, protocol: dict | None = None, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.eval_store = eval_store
+        self.protocol = dict(protocol or {})
+        self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch, not a sum to be divided
+        if self.args.early_stopping_patience is not None:
+            self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        if self.args.halve_learning_rate_at is None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        if self.lr_scheduler is None:
+            steps_per_epoch = num_training_steps / self.args.num_train_epochs
+            milestones = [round(epoch * steps_per_epoch) for epoch in self.args.halve_learning_rate_at]
+            self.lr_scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer or self.optimizer, milestones, gamma=0.5)
+        return self.lr_scheduler
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Pointing accuracy (the metric of the best checkpoint), overall and by category, and attention correctness."""
+        started = time.perf_counter()
+        protocol = dict(self.protocol)
+        predictions = predict_groundings(
+            self.accelerator.unwrap_model(self.model),
+            self.processing_class,
+            self.eval_dataset if eval_dataset is None else eval_dataset,
+            self.eval_store,
+            query_heatmap=protocol.pop("query_heatmap", None),
+            batch_size=self.args.per_device_eval_batch_size,
+            bf16=self.args.bf16,
+        )
+        scores = score_groundings(predictions, self.model.config.num_levels, num_resamples=0, **protocol)
+        metrics = {"pointing_accuracy": scores["model"]["pointing_accuracy"]}
+        metrics["attention_correctness"] = scores["attention_correctness"]["attention_correctness"]
+        for category, values in scores["model"]["by_category"].items():
+            metrics[f"pointing_accuracy_{category}"] = values["pointing_accuracy"]
+        metrics["runtime"] = time.perf_counter() - started
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics

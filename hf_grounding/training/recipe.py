@@ -1,0 +1,217 @@
+"""Recipes: one YAML file with every setting of a run. The command line overrides any key; the resolved recipe is saved with the model."""
+
+import difflib
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub.dataclasses import strict
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+RECIPE_FILE = "recipe.yaml"
+
+
+@strict
+@dataclass
+class DatasetSettings:
+    """Which data: a name of `load_grounding_dataset`, the splits, and further arguments of the data set."""
+
+    name: str
+    data_dir: str | None = None  # default: the data set's folder in the data root
+    train_split: str = "train"
+    eval_split: str = "val"
+    options: dict = field(default_factory=dict)
+
+
+@strict
+@dataclass
+class BackboneSettings:
+    """The frozen visual network: a checkpoint (`path`), or a configuration (`config`) whose random weights are kept."""
+
+    levels: list[int]
+    image_size: int
+    path: str | None = None  # a folder, a folder below the data root, or a name on the Hub
+    config: dict | None = None
+    feature_dir: str | None = None  # where computed features are kept; default: in the Hugging Face cache
+
+
+@strict
+@dataclass
+class TextSettings:
+    """Word-level vocabulary of the training captions, or a pretrained encoder."""
+
+    min_count: int = 1
+    word_vectors: str | None = None  # text file "word v1 v2 ..." (.gz too) that initialises the BiLSTM's words
+    encoder: str | None = None  # any AutoModel text encoder: a folder or a name on the Hub
+
+
+@strict
+@dataclass
+class EvaluationSettings:
+    """Protocol of the reported scores."""
+
+    query_heatmap: str = "word"
+    box_rule: str = "any"
+    min_box_area: float | int = 0.0
+
+
+@dataclass
+class Recipe:
+    r"""All settings of a run. `model` are arguments of [`MultiLevelGroundingConfig`], `training` of [`GroundingTrainingArguments`].
+
+    Raises (from `load` and `override`):
+        FileNotFoundError: No such recipe; says the nearest known name.
+        ValueError: An unknown key (says the nearest known one), a value of a wrong type, or YAML that cannot be read.
+    """
+
+    description: str
+    dataset: DatasetSettings
+    backbone: BackboneSettings
+    text: TextSettings = field(default_factory=TextSettings)
+    model: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Recipe":
+        from transformers import PreTrainedConfig
+
+        from ..modeling.configuration_multilevel import MultiLevelGroundingConfig
+        from .grounding_trainer import GroundingTrainingArguments
+
+        _check_keys(values, [f.name for f in fields(cls)], "recipe")
+        sections = dict(values)
+        for section in fields(cls):
+            known: list[str] | None = None
+            if section.name == "model":
+                inherited = {f.name for f in fields(PreTrainedConfig)}
+                known = [f.name for f in fields(MultiLevelGroundingConfig) if f.name not in inherited] + ["pad_token_id"]
+            elif section.name == "training":
+                known = [f.name for f in fields(GroundingTrainingArguments)]
+            if known is not None:
+                _check_keys(sections.get(section.name) or {}, known, section.name)
+        kinds = {"dataset": DatasetSettings, "backbone": BackboneSettings, "text": TextSettings, "evaluation": EvaluationSettings}
+        for name, kind in kinds.items():
+            if name in sections:
+                _check_keys(sections[name], [f.name for f in fields(kind)], name)
+                try:
+                    sections[name] = kind(**sections[name])
+                except TypeError as error:
+                    raise ValueError(f"Section `{name}` of the recipe: {error}.") from error
+        for required in ("description", "dataset", "backbone"):
+            if required not in sections:
+                raise ValueError(f"The recipe has no `{required}`.")
+        return cls(**sections)
+
+    @classmethod
+    def load(cls, source: str | Path, overrides: dict[str, str] | None = None) -> "Recipe":
+        r"""Recipe from a name (`multilevel_scenes`), a YAML file, or a folder with `recipe.yaml` or `config.yaml`.
+
+        Args:
+            overrides: Key -> text of the value (read as YAML). A key is `section.key`, or `key` alone where one section has it.
+        """
+        path = find_recipe(source)
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"'{path}' is no YAML file: {error}") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"'{path}' must hold sections such as `dataset:` and `training:`.")
+        values = _numbers(values)
+        for key, text in (overrides or {}).items():
+            _override(values, key, _numbers(yaml.safe_load(text)))
+        return cls.from_dict(values)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes `recipe.yaml` into `folder`."""
+        (Path(folder) / RECIPE_FILE).write_text(yaml.safe_dump(asdict(self), sort_keys=False, width=120), encoding="utf-8")
+
+
+def recipes_dir() -> Path:
+    """Folder of the recipes: inside an installed package, beside it in a checkout."""
+    installed = _PACKAGE / "recipes"
+    return installed if installed.is_dir() else _PACKAGE.parent / "recipes"
+
+
+def list_recipes() -> dict[str, str]:
+    """Name -> first line of the description of every recipe that comes with the package."""
+    files = sorted(recipes_dir().glob("*/config.yaml"))
+    return {path.parent.name: yaml.safe_load(path.read_text(encoding="utf-8"))["description"].split("\n")[0] for path in files}
+
+
+def find_recipe(source: str | Path) -> Path:
+    """File of a recipe given by name, file or folder."""
+    path = Path(source)
+    candidates = [path] if path.is_file() else [path / RECIPE_FILE, path / "config.yaml", recipes_dir() / str(source) / "config.yaml"]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    known = list(list_recipes())
+    nearest = difflib.get_close_matches(path.name, known, n=1, cutoff=0.4)
+    hint = f"Did you mean '{nearest[0]}'?" if nearest else f"Known recipes: {', '.join(known)}."
+    raise FileNotFoundError(f"No recipe '{source}': it is no file, no folder with a config.yaml, and no known name. {hint}")
+
+
+def _override(values: dict[str, Any], key: str, value: Any) -> None:
+    section, _, name = key.rpartition(".")
+    if not section:
+        section = _section_of(key)
+        if section is None:
+            values[key] = value
+            return
+    target = values.setdefault(section, {})
+    if not isinstance(target, dict):
+        raise ValueError(f"`{section}` of the recipe is no section, so `{key}` cannot be set.")
+    target[name or key] = value
+
+
+def _section_of(key: str) -> str | None:
+    """The one section that has `key`, None for a top-level key."""
+    from ..modeling.configuration_multilevel import MultiLevelGroundingConfig
+    from .grounding_trainer import GroundingTrainingArguments
+
+    kinds = {
+        "dataset": DatasetSettings,
+        "backbone": BackboneSettings,
+        "text": TextSettings,
+        "evaluation": EvaluationSettings,
+        "model": MultiLevelGroundingConfig,
+        "training": GroundingTrainingArguments,
+    }
+    if key in {f.name for f in fields(Recipe)}:
+        return None
+    found = [section for section, kind in kinds.items() if key in {f.name for f in fields(kind)}]
+    if not found:
+        everything = sorted({f.name for kind in kinds.values() for f in fields(kind)})
+        raise ValueError(f"No section of the recipe has a key `{key}`.{_nearest(key, everything)}")
+    if len(found) > 1:
+        raise ValueError(f"`{key}` is in the sections {', '.join(found)}; write `{found[0]}.{key}` or `{found[1]}.{key}`.")
+    return found[0]
+
+
+def _check_keys(values: Any, known: list[str], where: str) -> None:
+    if not isinstance(values, dict):
+        raise ValueError(f"Section `{where}` must be a mapping of keys to values, got {values!r}.")
+    for key in values:
+        if key not in known:
+            raise ValueError(f"Section `{where}` has no key `{key}`.{_nearest(str(key), known)}")
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f" Did you mean `{close[0]}`?" if close else ""
+
+
+def _numbers(value: Any) -> Any:
+    """YAML 1.1 reads 1e-3 (no dot) as text; people mean the number."""
+    if isinstance(value, dict):
+        return {key: _numbers(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_numbers(entry) for entry in value]
+    if isinstance(value, str) and value[:1] in "+-.0123456789" and "e" in value.lower():
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value

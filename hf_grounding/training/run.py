@@ -1,0 +1,235 @@
+"""A run from its recipe: data, backbone, tokenizer, model, training, evaluation; what `hf-grounding train` and `evaluate` do."""
+
+import gzip
+import json
+import logging
+import os
+import platform
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, set_seed
+
+from ..data import data_root, load_grounding_dataset
+from ..data.feature_store import FeatureStore
+from ..modeling.configuration_multilevel import MultiLevelGroundingConfig
+from ..modeling.modeling_multilevel import MultiLevelGroundingModel
+from ..processing.image_processing_multilevel import MultiLevelGroundingImageProcessorPil
+from ..processing.processing_multilevel import MultiLevelGroundingProcessor
+from ..processing.words import train_word_tokenizer
+from .features import default_cache_dir, feature_store
+from .grounding_data import CaptionPerImage, GroundingCollator
+from .grounding_evaluation import predict_groundings, score_groundings
+from .grounding_trainer import GroundingTrainer, GroundingTrainingArguments
+from .recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+RESULTS_FILE = "results.json"
+
+
+def load_split(recipe: Recipe, split: str) -> Dataset:
+    """One split of the recipe's data set."""
+    settings = recipe.dataset
+    data_dir = None if settings.data_dir is None else _below_data_root(settings.data_dir)
+    return load_grounding_dataset(settings.name, split=split, data_dir=data_dir, **settings.options)
+
+
+def build_model(recipe: Recipe, captions: Iterable[str]) -> tuple[MultiLevelGroundingModel, MultiLevelGroundingProcessor]:
+    r"""Untrained model and processor of a recipe; the vocabulary is that of `captions`, the training split's."""
+    backbone, text = recipe.backbone, recipe.text
+    if (backbone.path is None) == (backbone.config is None):
+        raise ValueError("Section `backbone` needs either `path` (pretrained weights) or `config` (random weights).")
+    path = None if backbone.path is None else _below_data_root(backbone.path)
+    network = AutoModel.from_pretrained(path) if path else AutoModel.from_config(AutoConfig.for_model(**backbone.config))
+    size = {"height": backbone.image_size, "width": backbone.image_size}
+    if path:
+        pretrained = AutoImageProcessor.from_pretrained(path)
+        colours = {"image_mean": pretrained.image_mean, "image_std": pretrained.image_std}
+    else:
+        colours = {}
+    image_processor = MultiLevelGroundingImageProcessorPil(size=size, **colours)
+    tokenizer = AutoTokenizer.from_pretrained(text.encoder) if text.encoder else train_word_tokenizer(captions, text.min_count)
+    config = MultiLevelGroundingConfig(
+        backbone_config=network.config,
+        backbone_levels=backbone.levels,
+        level_channels=_level_channels(network, backbone.levels),
+        text_config=AutoConfig.from_pretrained(text.encoder) if text.encoder else None,
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        **recipe.model,
+    )
+    model = MultiLevelGroundingModel(config)
+    model.backbone.model.load_state_dict(network.state_dict())
+    if text.encoder:
+        model.text_encoder.model = AutoModel.from_pretrained(text.encoder).requires_grad_(not config.freeze_text_encoder)
+    elif text.word_vectors:
+        _load_word_vectors(model, tokenizer, Path(_below_data_root(text.word_vectors)))
+    processor = MultiLevelGroundingProcessor(
+        image_processor, tokenizer, grid_size=config.grid_size, query_heatmap=recipe.evaluation.query_heatmap
+    )
+    return model, processor
+
+
+def train(recipe: Recipe, output_dir: str | os.PathLike, *, resume: bool = False) -> dict[str, Any]:
+    r"""Trains a recipe, keeps the best checkpoint, evaluates it, and saves model, processor, recipe and results to `output_dir`.
+
+    Args:
+        resume (`bool`): Go on from the last complete checkpoint in `output_dir`.
+
+    Returns:
+        What [`evaluate`] returns, with the training's seconds and curve.
+    """
+    output_dir = Path(output_dir)
+    args = GroundingTrainingArguments(output_dir=str(output_dir), **recipe.training)
+    set_seed(args.seed)
+    train_rows, eval_rows = (load_split(recipe, split) for split in (recipe.dataset.train_split, recipe.dataset.eval_split))
+    model, processor = build_model(recipe, (caption for row in train_rows["captions"] for caption in row))
+    cache_dir = recipe.backbone.feature_dir or default_cache_dir()
+    with args.main_process_first(desc="features of the frozen backbone"):
+        plain, mirrored, eval_store = (
+            feature_store(model.to(args.device), processor, rows, cache_dir, flip=flip, bf16=args.bf16) if wanted else None
+            for rows, flip, wanted in ((train_rows, False, True), (train_rows, True, args.mirror_images), (eval_rows, False, True))
+        )
+    set_seed(args.seed)  # whether features were computed or found must not change the run
+    trainer = GroundingTrainer(
+        model=model,
+        args=args,
+        train_dataset=CaptionPerImage(train_rows, seed=args.seed, flip=args.mirror_images),
+        eval_dataset=eval_rows,
+        eval_store=eval_store,
+        data_collator=GroundingCollator(processor, plain, mirrored),
+        processing_class=processor,
+        protocol=asdict(recipe.evaluation),
+    )
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(output_dir) if resume else None)
+    results = _evaluate_rows(trainer.accelerator.unwrap_model(trainer.model), processor, recipe, eval_rows, eval_store, args.bf16)
+    results |= {
+        "split": recipe.dataset.eval_split,
+        "seed": args.seed,
+        "training_seconds": round(time.perf_counter() - started, 1),
+        "epochs": trainer.state.epoch,
+        "best_step": trainer.state.best_global_step,
+        "curve": trainer.state.log_history,
+    }
+    if trainer.is_world_process_zero():
+        save(output_dir, trainer.accelerator.unwrap_model(trainer.model), processor, recipe, results)
+    return results
+
+
+def evaluate(
+    model_dir: str | os.PathLike,
+    *,
+    split: str | None = None,
+    data_dir: str | None = None,
+    min_box_area: float | None = None,
+    box_rule: str | None = None,
+    query_heatmap: str | None = None,
+    bf16: bool = False,
+) -> dict[str, Any]:
+    r"""Measures a trained model on a split of its recipe's data; arguments left out are the recipe's."""
+    recipe = Recipe.load(model_dir)
+    overrides = {"min_box_area": min_box_area, "box_rule": box_rule, "query_heatmap": query_heatmap}
+    for name, value in overrides.items():
+        if value is not None:
+            setattr(recipe.evaluation, name, value)
+    if data_dir is not None:
+        recipe.dataset.data_dir = data_dir
+    split = split or recipe.dataset.eval_split
+    rows = load_split(recipe, split)
+    model = MultiLevelGroundingModel.from_pretrained(model_dir)
+    processor = MultiLevelGroundingProcessor.from_pretrained(model_dir)
+    store = feature_store(model, processor, rows, recipe.backbone.feature_dir or default_cache_dir(), bf16=bf16)
+    return _evaluate_rows(model, processor, recipe, rows, store, bf16) | {"split": split}
+
+
+def _evaluate_rows(model, processor, recipe: Recipe, rows: Dataset, store: FeatureStore, bf16: bool) -> dict[str, Any]:
+    protocol = asdict(recipe.evaluation)
+    predictions = predict_groundings(
+        model, processor, rows, store, query_heatmap=protocol.pop("query_heatmap"), bf16=bf16, with_boxes=True
+    )
+    scores = score_groundings(predictions, model.config.num_levels, **protocol)
+    scores["query_heatmap"] = recipe.evaluation.query_heatmap
+    scores["num_images"] = len(rows)
+    scores["date"] = date.today().isoformat()
+    scores["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
+    return scores
+
+
+def save(output_dir: Path, model: Any, processor: Any, recipe: Recipe, results: dict[str, Any]) -> None:
+    """Model, processor, recipe and results: written aside, then each file renamed into `output_dir`, the model's weights last."""
+    aside = output_dir / ".saving"
+    aside.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(aside)
+    processor.save_pretrained(aside)
+    recipe.save(aside)
+    (aside / RESULTS_FILE).write_text(json.dumps(results, indent=1), encoding="utf-8")
+    for file in sorted(aside.iterdir(), key=lambda path: path.suffix == ".safetensors"):
+        os.replace(file, output_dir / file.name)
+    aside.rmdir()
+
+
+def last_complete_checkpoint(output_dir: Path) -> str:
+    r"""The newest checkpoint whose files are all there. `trainer_state.json` is written last: a run killed while saving has none.
+
+    Raises:
+        FileNotFoundError: If there is no complete checkpoint.
+    """
+    folders = sorted(output_dir.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    for folder in folders:
+        try:
+            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            logger.warning("'%s' is incomplete (the run ended while it was saved) and is left out.", folder)
+            continue
+        return str(folder)
+    raise FileNotFoundError(f"'{output_dir}' has no complete checkpoint to resume from; train without resuming.")
+
+
+def _below_data_root(path: str) -> str:
+    """A path as it is if it exists, else below the data root, else unchanged (a name on the Hub)."""
+    if os.path.exists(path) or os.path.isabs(path):
+        return path
+    try:
+        below = data_root() / path
+    except FileNotFoundError:
+        return path
+    return str(below) if below.exists() else path
+
+
+def _level_channels(network: torch.nn.Module, levels: list[int]) -> list[int]:
+    from ..modeling.modeling_multilevel import choose_maps
+
+    with torch.no_grad():
+        pixels = torch.zeros(1, network.config.num_channels, 64, 64)
+        return [level.shape[1] for level in choose_maps(network.eval()(pixels, output_hidden_states=True), levels)]
+
+
+@torch.no_grad()
+def _load_word_vectors(model: MultiLevelGroundingModel, tokenizer: Any, path: Path) -> None:
+    """Rows of "word v1 v2 ..." for words of the vocabulary become their embeddings, scaled to the spread of the others'."""
+    embeddings = model.get_input_embeddings().weight
+    vocabulary = tokenizer.get_vocab()
+    size = embeddings.shape[1]
+    found = {}
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            word, *values = line.split()
+            if word in vocabulary:
+                if len(values) != size:
+                    raise ValueError(
+                        f"Line {number} of '{path}' has {len(values)} values but `word_embedding_size` is {size}; make them equal."
+                    )
+                found[vocabulary[word]] = torch.tensor([float(value) for value in values])
+    if not found:
+        raise ValueError(f"'{path}' has no word of the vocabulary; lines must read `word v1 v2 ...`.")
+    rows, vectors = torch.tensor(list(found)), torch.stack(list(found.values()))
+    embeddings[rows] = vectors * (embeddings.std() / vectors.std())
+    logger.info("Word vectors for %d of %d words from %s", len(found), len(vocabulary), path)
