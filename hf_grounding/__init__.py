@@ -18,6 +18,7 @@ _HOMES = {
     "MultiLevelGroundingConfig": "modeling.configuration_multilevel",
     "MultiLevelGroundingModel": "modeling.modeling_multilevel",
     "MultiLevelGroundingProcessor": "processing.processing_multilevel",
+    "PhraseGroundingPipeline": "pipelines",
     "attention_correctness": "metrics.attention_correctness",
     "draw_grounding": "visualization",
     "draw_groundings": "visualization",
@@ -33,6 +34,7 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; tests/test_pa
     from .metrics.pointing_game import pointing_game as pointing_game
     from .modeling.configuration_multilevel import MultiLevelGroundingConfig as MultiLevelGroundingConfig
     from .modeling.modeling_multilevel import MultiLevelGroundingModel as MultiLevelGroundingModel
+    from .pipelines import PhraseGroundingPipeline as PhraseGroundingPipeline
     from .processing.grounding import Grounding as Grounding
     from .processing.processing_multilevel import MultiLevelGroundingProcessor as MultiLevelGroundingProcessor
     from .visualization import draw_grounding as draw_grounding

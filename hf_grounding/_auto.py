@@ -1,4 +1,4 @@
-"""Our classes join transformers' Auto classes, without making `import hf_grounding` pay for torch.
+"""Our classes join transformers' Auto classes and pipelines, without making `import hf_grounding` pay for torch.
 
 Registering needs the classes themselves, and importing them brings torch and half of transformers: seconds that
 `hf-grounding --help` should not cost. An Auto class cannot be used before transformers has loaded the module that
@@ -53,16 +53,23 @@ def _register_processors() -> None:
     AutoProcessor.register(MultiLevelGroundingConfig, MultiLevelGroundingProcessor, exist_ok=True)
 
 
+def _register_pipelines() -> None:
+    from .pipelines import register_pipeline
+
+    register_pipeline()
+
+
 class _Registrar(MetaPathFinder):
     """Watches imports of transformers and hf_grounding; registers when none of them is half done."""
 
     def __init__(self) -> None:
         self.imports_in_progress = 0
-        self.waiting = {  # module of transformers that defines an Auto class -> what to register once it is loaded
+        self.waiting = {  # module of transformers that defines a registry -> what to register once it is loaded
             "transformers.models.auto.configuration_auto": _register_configs,
             "transformers.models.auto.modeling_auto": _register_models,
             "transformers.models.auto.image_processing_auto": _register_image_processors,
             "transformers.models.auto.processing_auto": _register_processors,
+            "transformers.pipelines": _register_pipelines,
         }
 
     def find_spec(

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "data": {"processing.regions"},
     "visualization": {"processing"},
     "pipelines": {"processing", "modeling"},
-    "training": {"data", "metrics", "processing", "modeling"},
+    "training": {"data", "metrics", "processing", "modeling", "visualization"},
     "cli": {"training", "pipelines", "hub", "visualization", "data", "metrics", "processing", "modeling"},
 }
 ROOT_MODULES = {"__init__", "__main__", "_auto"}  # they expose the package as a whole, so they may import all of it

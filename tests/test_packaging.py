@@ -64,7 +64,9 @@ found = [config, AutoModel._model_mapping[config], AutoModelForZeroShotObjectDet
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 found.append(IMAGE_PROCESSOR_MAPPING[config]["pil"])
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.pipelines import PIPELINE_REGISTRY
 found.append(PROCESSOR_MAPPING[config])
+found.append(PIPELINE_REGISTRY.supported_tasks["phrase-grounding"]["impl"])
 print(*[class_.__name__ for class_ in found])
 print(sum(type(finder).__module__ == "hf_grounding._auto" for finder in sys.meta_path))
 """
@@ -89,6 +91,7 @@ def test_auto_classes_know_our_classes_in_whatever_order_of_imports(imported_bef
         "MultiLevelGroundingModel",
         "MultiLevelGroundingImageProcessorPil",
         "MultiLevelGroundingProcessor",
+        "PhraseGroundingPipeline",
     ]
     assert finders_left == "0"
 

@@ -13,8 +13,9 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-__all__ = ["COLORS", "SHAPES", "SIZES", "TEXTURES", "Scene", "SceneObject", "sample_scene"]
+__all__ = ["ATTRIBUTES", "COLORS", "SHAPES", "SIZES", "TEXTURES", "Scene", "SceneObject", "sample_scene"]
 
+ATTRIBUTES = ("size", "texture", "color", "shape")  # what tells objects apart, in the order it is said
 # Name -> its two colours; the second one is the other half of a texture.
 COLORS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
     "red": ((215, 35, 40), (120, 10, 20)),
@@ -96,7 +97,7 @@ class SceneObject:
 class Scene:
     """A drawn scene.
 
-    `objects` stand in drawing order, later ones on top; `covers` has the pairs (i, j) where object i hides a part of
+    `attributes` are those that tell the objects apart; `objects` stand in drawing order, later ones on top; `covers` has the pairs (i, j) where object i hides a part of
     object j; `pixels` is (side, side, 3) uint8; `owners` is (side, side) int8, the object seen at a pixel or -1.
     """
 
@@ -104,26 +105,29 @@ class Scene:
     covers: frozenset[tuple[int, int]]
     pixels: np.ndarray
     owners: np.ndarray
+    attributes: tuple[str, ...] = ATTRIBUTES
 
 
-def sample_scene(rng: random.Random, image_size: int) -> Scene:
-    """A scene of 3 to 6 shapes, no two of them with the same four words, each of them mostly visible.
+def sample_scene(rng: random.Random, image_size: int, attributes: tuple[str, ...] = ATTRIBUTES) -> Scene:
+    """A scene of 3 to 6 shapes, no two of them with the same words for all `attributes`, each of them mostly visible.
 
     Everything drawn comes from `rng`, whose streams are the same in every Python version and on every machine.
     """
     while True:
         background = draw_background(rng, image_size)
-        scene = draw_scene(background, sample_objects(rng, image_size))
+        scene = draw_scene(background, sample_objects(rng, image_size, attributes))
         if scene is not None and len(scene.objects) >= NUM_OBJECTS[0]:
-            return scene
+            return replace(scene, attributes=attributes)
 
 
-def sample_objects(rng: random.Random, image_size: int) -> list[SceneObject]:
-    """Up to six shapes that fit together, their boxes not yet known."""
+def sample_objects(
+    rng: random.Random, image_size: int, attributes: tuple[str, ...] = ATTRIBUTES
+) -> list[SceneObject]:
+    """Up to six shapes that fit together, their boxes not yet known; without "texture" all are plain."""
     # Few words for each scene, so that its objects share some and a phrase needs more than one of them.
     shapes = rng.sample(list(SHAPES), rng.randint(2, 3))
     colors = rng.sample(list(COLORS), rng.randint(2, 4))
-    textures = ("plain", *rng.sample(TEXTURES[1:], rng.randint(0, 2)))
+    textures = ("plain", *rng.sample(TEXTURES[1:], rng.randint(0, 2))) if "texture" in attributes else ("plain",)
     wanted = rng.randint(*NUM_OBJECTS)
     objects: list[SceneObject] = []
     for _ in range(60):  # places run out in crowded scenes, which then have fewer objects
@@ -143,14 +147,14 @@ def sample_objects(rng: random.Random, image_size: int) -> list[SceneObject]:
             tint=rng.randint(-12, 12),
             phase=(rng.randrange(64), rng.randrange(64)),
         )
-        if all(_can_share(candidate, other) for other in objects):
+        if all(_can_share(candidate, other, attributes) for other in objects):
             objects.append(candidate)
     return objects
 
 
-def _can_share(one: SceneObject, other: SceneObject) -> bool:
+def _can_share(one: SceneObject, other: SceneObject, attributes: tuple[str, ...]) -> bool:
     """Two shapes fit in one scene: they differ in a word, overlap little, and not where they have the same colour."""
-    if (one.size, one.texture, one.color, one.shape) == (other.size, other.texture, other.color, other.shape):
+    if all(getattr(one, name) == getattr(other, name) for name in attributes):
         return False
     reach = one.radius + other.radius
     width = reach - abs(one.center[0] - other.center[0])

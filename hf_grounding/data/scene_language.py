@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from itertools import combinations, permutations
 from typing import Any
 
-from .scene_drawing import COLORS, SHAPES, SIZES, TEXTURES, Scene, SceneObject
+from .scene_drawing import ATTRIBUTES, COLORS, SHAPES, SIZES, TEXTURES, Scene, SceneObject
 
 __all__ = ["describe_scene", "matching", "question_scene", "relation_holds"]
 
-ATTRIBUTES = ("size", "texture", "color", "shape")  # in the order they are said
-ATTRIBUTE_SETS = tuple(names for count in range(1, 5) for names in combinations(ATTRIBUTES, count))
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 RELATIONS = ("left of", "right of", "above", "below", "in front of", "behind")
 NUM_CAPTIONS = 5
@@ -54,6 +52,11 @@ def relation_holds(scene: Scene, one: int, relation: str, other: int) -> bool:
     if relation == "left of":
         return a.box[2] <= b.box[0] and right > abs(down)
     return a.box[3] <= b.box[1] and down > abs(right)
+
+
+def attribute_sets(attributes: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """All ways to name some of the attributes, the shortest first."""
+    return tuple(names for count in range(1, len(attributes) + 1) for names in combinations(attributes, count))
 
 
 def describe_scene(rng: random.Random, scene: Scene) -> tuple[list[str], list[dict[str, Any]]]:
@@ -152,7 +155,7 @@ def _words(item: SceneObject, names: Sequence[str]) -> dict[str, str]:
 def _unique_noun(rng: random.Random, scene: Scene, index: int, without: str = "") -> str | None:
     """Words that fit this object alone, more often than not its shape too; None if it takes the attribute `without`."""
     item = scene.objects[index]
-    order = sorted(ATTRIBUTE_SETS, key=lambda names: rng.random() + 0.7 * ("shape" not in names))
+    order = sorted(attribute_sets(scene.attributes), key=lambda names: rng.random() + 0.7 * ("shape" not in names))
     for names in order:
         if without not in names and matching(scene.objects, _words(item, names)) == (index,):
             return _noun(_words(item, names))
@@ -161,7 +164,7 @@ def _unique_noun(rng: random.Random, scene: Scene, index: int, without: str = ""
 
 def _mention(rng: random.Random, scene: Scene, index: int) -> Mention:
     noun = _unique_noun(rng, scene, index)
-    assert noun is not None  # no two objects of a scene share all four words
+    assert noun is not None  # no two objects of a scene share all words
     return Mention(_with_article(noun), (index,))
 
 
@@ -169,7 +172,7 @@ def _group(rng: random.Random, scene: Scene) -> Mention | None:
     """Two or more objects that share one or two words, and all that do: "two red circles"."""
     groups = {}
     for item in scene.objects:
-        for names in ATTRIBUTE_SETS:
+        for names in attribute_sets(scene.attributes):
             words = _words(item, names)
             members = matching(scene.objects, words)
             if len(names) <= 2 and len(members) >= 2:
@@ -206,7 +209,7 @@ def _ask_exists(rng: random.Random, scene: Scene) -> tuple[str, str]:
     vocabulary = {"size": SIZES, "texture": TEXTURES, "color": COLORS, "shape": SHAPES}
     answer = rng.choice(("yes", "no"))
     while True:
-        words = _words(rng.choice(scene.objects), rng.choice(ATTRIBUTE_SETS))
+        words = _words(rng.choice(scene.objects), rng.choice(attribute_sets(scene.attributes)))
         if answer == "no":  # a near miss: one word is changed, so that every word of the question counts
             name = rng.choice(list(words))
             words[name] = rng.choice(list(vocabulary[name]))
@@ -226,7 +229,7 @@ def _ask_relation(rng: random.Random, scene: Scene) -> tuple[str, str] | None:
 
 
 def _ask_count(rng: random.Random, scene: Scene) -> tuple[str, str]:
-    words = _words(rng.choice(scene.objects), rng.choice([(), *ATTRIBUTE_SETS[:10]]))  # at most two words
+    words = _words(rng.choice(scene.objects), rng.choice([(), *(names for names in attribute_sets(scene.attributes) if len(names) <= 2)]))
     return f"how many {_noun(words, plural=True)} are there ?", str(len(matching(scene.objects, words)))
 
 

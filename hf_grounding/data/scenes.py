@@ -15,7 +15,7 @@ from typing import Any
 from datasets import BuilderConfig, DatasetInfo, GeneratorBasedBuilder, SplitGenerator, Version
 from PIL import Image
 
-from .scene_drawing import sample_scene
+from .scene_drawing import ATTRIBUTES, sample_scene
 from .scene_language import describe_scene, question_scene
 from .schema import GROUNDING_FEATURES
 
@@ -33,6 +33,8 @@ class ScenesConfig(BuilderConfig):
         seed (`int`): Other seeds draw other scenes.
         num_train, num_val, num_test (`int`): Images of each split; a split of 0 images is left out.
         image_size (`int`): Width and height in pixels, 64 or more.
+        attributes (names): What tells objects apart, of size, texture, color and shape. Fewer make easier scenes; without
+            texture all shapes are plain, sizes always differ but need not be named.
     """
 
     seed: int = 0
@@ -40,6 +42,7 @@ class ScenesConfig(BuilderConfig):
     num_val: int = 200
     num_test: int = 200
     image_size: int = 128
+    attributes: list[str] | tuple[str, ...] = ATTRIBUTES
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,6 +51,10 @@ class ScenesConfig(BuilderConfig):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"`{name}` must be a whole number of {least} or more, got {value!r}.")
+        unknown = set(self.attributes) - set(ATTRIBUTES)
+        if unknown or not {"color", "shape"} <= set(self.attributes):
+            raise ValueError(f"`attributes` must be color, shape and any of size and texture, got {self.attributes!r}.")
+        self.attributes = tuple(name for name in ATTRIBUTES if name in self.attributes)
         if not any(self.num_images.values()):
             raise ValueError("`num_train`, `num_val` and `num_test` are all 0. Ask for at least one image.")
 
@@ -83,16 +90,18 @@ class Scenes(GeneratorBasedBuilder):
     def _generate_examples(self, split: str, ranges: list[tuple[int, int]]) -> Iterator[tuple[str, dict]]:
         for start, end in ranges:
             for index in range(start, end):
-                row = scene_row(self.config.seed, split, index, self.config.image_size)
+                row = scene_row(self.config.seed, split, index, self.config.image_size, self.config.attributes)
                 yield row["image_id"], row
 
 
-def scene_row(seed: int, split: str, index: int, image_size: int = 128) -> dict[str, Any]:
+def scene_row(
+    seed: int, split: str, index: int, image_size: int = 128, attributes: tuple[str, ...] = ATTRIBUTES
+) -> dict[str, Any]:
     """One row with the columns of `GROUNDING_FEATURES`; the image is PNG bytes."""
     # A text seed is hashed by SHA-512, not by Python's `hash`: the same everywhere, and disjoint streams by split.
     rng = random.Random(f"scenes/{seed}/{split}/{index}")
     image_id = f"scene-{seed}-{split}-{index:06d}"
-    scene = sample_scene(rng, image_size)
+    scene = sample_scene(rng, image_size, attributes)
     captions, phrases = describe_scene(rng, scene)
     png = io.BytesIO()
     Image.fromarray(scene.pixels).save(png, "PNG", compress_level=1)  # higher levels take longer than all the rest

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ._protocol import BoxLists, check_choice, read_queries, same_length, summarize
+from ._protocol import BoxLists, Queries, check_choice, read_queries, same_length, summarize
 
 BOX_RULES = ("any", "union")
 
@@ -64,17 +64,7 @@ def pointing_game(
     queries = read_queries(
         boxes, image_sizes, categories, image_ids, min_box_area=min_box_area, skip_categories=skip_categories
     )
-    point = np.asarray(points, dtype=float)
-    if point.ndim != 2 or point.shape[1] != 2:
-        raise ValueError(f"`points` must have shape (n, 2), one (x, y) per query, got {point.shape}.")
-    same_length(points=point, boxes=boxes)
-
-    if box_rule == "any":
-        inside = _contains(queries.boxes, point[queries.owner])  # (num_boxes,)
-        hits = np.bincount(queries.owner, weights=inside, minlength=len(point)) > 0  # (n,)
-    else:
-        hits = _contains(queries.union, point)
-
+    hits = _hits(queries, points, box_rule)
     return summarize(
         "pointing_accuracy",
         hits.astype(float),
@@ -84,6 +74,36 @@ def pointing_game(
         num_resamples=num_resamples,
         seed=seed,
     )
+
+
+def pointing_hits(
+    points: ArrayLike,
+    boxes: BoxLists,
+    image_sizes: ArrayLike,
+    *,
+    categories: Sequence[Sequence[str]] | None = None,
+    box_rule: str = "any",
+    min_box_area: float = 0.0,
+    skip_categories: Sequence[str] = ("notvisual",),
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which queries are hit and which count for [`pointing_game`], with its arguments: two masks, (n,) each."""
+    check_choice("box_rule", box_rule, BOX_RULES)
+    queries = read_queries(
+        boxes, image_sizes, categories, None, min_box_area=min_box_area, skip_categories=skip_categories
+    )
+    return _hits(queries, points, box_rule), queries.counted
+
+
+def _hits(queries: Queries, points: ArrayLike, box_rule: str) -> np.ndarray:
+    """(n,) whether the point of each query lies in its boxes."""
+    point = np.asarray(points, dtype=float)
+    if point.ndim != 2 or point.shape[1] != 2:
+        raise ValueError(f"`points` must have shape (n, 2), one (x, y) per query, got {point.shape}.")
+    same_length(points=point, boxes=queries.counted)
+    if box_rule == "any":
+        inside = _contains(queries.boxes, point[queries.owner])  # (num_boxes,)
+        return np.bincount(queries.owner, weights=inside, minlength=len(point)) > 0
+    return _contains(queries.union, point)
 
 
 def _contains(boxes: np.ndarray, points: np.ndarray) -> np.ndarray:

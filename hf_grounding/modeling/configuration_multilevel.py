@@ -1,6 +1,7 @@
 """Settings of the multi-level common semantic space ("Multi-level Multimodal Common Semantic Space for Image-Phrase Grounding",
 CVPR 2019, arXiv 1811.11683). Defaults are the paper's; where the paper and the authors' code disagree, the field says so."""
 
+import difflib
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
@@ -13,9 +14,11 @@ class MultiLevelGroundingConfig(PreTrainedConfig):
 
     Args:
         backbone_config (`dict` or `PreTrainedConfig`, *optional*): Visual network, any transformers model with several feature maps
-            (MobileNetV2, ResNet, ...). Frozen. `None` means that `feature_maps` are always passed in.
+            (MobileNetV2, ResNet, ...). `None` means that `feature_maps` are always passed in.
         backbone_levels (`list[int]`): Which of the backbone's maps are the levels, low level first: indices into `hidden_states`;
             -1 is the last one, and `len(hidden_states)` stands for `last_hidden_state` where that is yet another map (MobileNetV2).
+        freeze_backbone (`bool`): Keep the backbone as it is loaded and in eval mode, as the paper. `False` trains it as well; ours, for
+            backbones that nobody has trained.
         level_channels (`list[int]`): Channels of each level. Their number is L, the number of levels.
         grid_size (`int`): M; every level is resized to M x M (18 with VGG16, 19 with PNASNet-5).
         resize_mode (`str`): Bilinear variant: `"half_pixel"`, or the authors' `"tf_legacy"` and `"align_corners"`.
@@ -31,6 +34,8 @@ class MultiLevelGroundingConfig(PreTrainedConfig):
         text_config (`dict` or `PreTrainedConfig`, *optional*): Any `AutoModel` text encoder; its hidden states are mixed. `None` is
             a trainable BiLSTM over words.
         freeze_text_encoder (`bool`): Keep the `AutoModel` encoder as it is loaded (the paper's ELMo); the BiLSTM always trains.
+        word_layers (`list[int]`, *optional*): Encoder layers mixed into the words; default all. `[0]` with the BiLSTM leaves the
+            words without their context, which over-fits less on few captions.
         sentence_layers (`list[int]`): Encoder layers mixed into the sentence vector; negative indices count from the last.
         sentence_pooling (`str`, *optional*): `"boundary"` joins the backward half at the first word with the forward half at the
             last (recurrent encoders), `"mean"` averages the words. Default: boundary for the BiLSTM, mean for an `AutoModel`.
@@ -49,6 +54,7 @@ class MultiLevelGroundingConfig(PreTrainedConfig):
         l2_scope (`str`): `"all"` mappings as the paper, or `"visual"` only as the code.
         supervision (`str`): `"weak"`, the paper: captions alone; `"boxes"`, ours: phrase boxes of the training set as well.
         box_loss_weight (`float`): Weight of the box term when `supervision="boxes"`.
+        box_temperature (`float`): Sharpness of the heatmaps in the box term.
         dropout (`float`): On the inputs of the visual and textual mappings; ours, 0 in the paper.
         attention_chunk_size (`int`, *optional*): Images compared with all captions at once in the loss; a smaller number needs
             less memory. Default: all.
@@ -58,6 +64,7 @@ class MultiLevelGroundingConfig(PreTrainedConfig):
 
     backbone_config: dict | PreTrainedConfig | None = None
     backbone_levels: list[int] | None = None
+    freeze_backbone: bool = True
     level_channels: list[int] | tuple[int, ...] = (512, 512, 512, 512)
     grid_size: int = 18
     resize_mode: Literal["half_pixel", "tf_legacy", "align_corners"] = "half_pixel"
@@ -71,6 +78,7 @@ class MultiLevelGroundingConfig(PreTrainedConfig):
     normalize_every_layer: bool = False
     text_config: dict | PreTrainedConfig | None = None
     freeze_text_encoder: bool = True
+    word_layers: list[int] | tuple[int, ...] | None = None
     sentence_layers: list[int] | tuple[int, ...] = (-1,)
     sentence_pooling: Literal["boundary", "mean"] | None = None
     vocab_size: int = 10000
@@ -90,6 +98,7 @@ class MultiLevelGroundingConfig(PreTrainedConfig):
     l2_scope: Literal["all", "visual"] = "all"
     supervision: Literal["weak", "boxes"] = "weak"
     box_loss_weight: float | int = 1.0
+    box_temperature: float | int = 15.0
     dropout: float | int = 0.0
     attention_chunk_size: int | None = None
 
@@ -115,6 +124,8 @@ class MultiLevelGroundingConfig(PreTrainedConfig):
                 f"`backbone_levels` names {len(self.backbone_levels or ())} maps but `level_channels` has {self.num_levels}; "
                 "with a backbone both need one entry for each level."
             )
+        if not self.sentence_layers:
+            raise ValueError("`sentence_layers` is empty; name at least one layer of the text encoder, such as -1, the last.")
         for name in ("word_level", "sentence_level"):
             level = getattr(self, name)
             if level is not None and not 0 <= level < self.num_levels:
@@ -125,7 +136,7 @@ class MultiLevelGroundingConfig(PreTrainedConfig):
             size = getattr(self, name)
             if size is not None and size < 1:
                 raise ValueError(f"`{name}` must be 1 or more, got {size}.")
-        if self.visual_hidden_sizes and self.visual_hidden_sizes[-1] != self.hidden_size:
+        if self.visual_hidden_sizes[-1:] != [self.hidden_size]:
             raise ValueError(
                 f"The last of `visual_hidden_sizes` must be `hidden_size` ({self.hidden_size}), got {self.visual_hidden_sizes}."
             )
@@ -133,7 +144,7 @@ class MultiLevelGroundingConfig(PreTrainedConfig):
             raise ValueError('`sentence_pooling="mean"` needs a `text_config`; the BiLSTM\'s sentence is its two end states.')
 
     def validate_weights(self):
-        for name in ("gamma_1", "gamma_2"):
+        for name in ("gamma_1", "gamma_2", "box_temperature"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}.")
         for name in ("l2_weight", "box_loss_weight"):
@@ -148,4 +159,8 @@ def _as_config(value: "dict | PreTrainedConfig | None", name: str) -> PreTrained
         return value
     if "model_type" not in value:
         raise ValueError(f"`{name}` is a dict without `model_type`; give it, or a config object such as `MobileNetV2Config()`.")
+    if value["model_type"] not in CONFIG_MAPPING:
+        nearest = difflib.get_close_matches(value["model_type"], CONFIG_MAPPING.keys(), n=1)
+        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+        raise ValueError(f"`{name}` has the unknown `model_type` {value['model_type']!r}.{hint}")
     return CONFIG_MAPPING[value["model_type"]](**value)

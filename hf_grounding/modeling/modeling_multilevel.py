@@ -31,7 +31,18 @@ EPSILON = 1e-12  # of `normalize`, on the squared norm
 
 def normalize(x: torch.Tensor, dim: int = -1) -> torch.Tensor:
     r"""`x / sqrt(max(sum x^2, 1e-12))`; a zero vector stays zero."""
-    return x * x.square().sum(dim=dim, keepdim=True).clamp(min=EPSILON).rsqrt()
+    wide = x.to(_wide(x.dtype))
+    return (wide * _inverse_root(wide.square().sum(dim=dim, keepdim=True), x.dtype)).to(x.dtype)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Squared norms are taken in float32 at least: float16 ends at 65504."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _inverse_root(squared_norm: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`1 / sqrt(max(squared_norm, 1e-12))`; in float16 the floor is higher, so that gradients, up to this large, stay in range."""
+    return squared_norm.clamp(min=max(EPSILON, 1 / torch.finfo(dtype).max)).rsqrt()
 
 
 def resize_map(x: torch.Tensor, size: int, mode: str) -> torch.Tensor:
@@ -64,11 +75,14 @@ def cosine_maps(text: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
 def attention_weights(cosines: torch.Tensor, attention: str, axis: str, word_mask: torch.Tensor | None) -> torch.Tensor:
     r"""Eq. 1, `H = max(0, cosine)`, or the softmax ablation over regions or words. Shapes: (..., L, T, N) -> the same.
 
-    `word_mask` (..., T) is needed by the softmax over words alone.
+    `word_mask` (..., T) is needed by the softmax over words alone; without it every row is a whole sentence, which has nothing to share
+    with: its weights are 1.
     """
     if attention == "relu":
         return cosines.relu()
-    if axis == "words" and word_mask is not None:
+    if axis == "words":
+        if word_mask is None:
+            return torch.ones_like(cosines)
         cosines = cosines.masked_fill(word_mask[..., None, :, None] == 0, torch.finfo(cosines.dtype).min)
     return cosines.softmax(dim=-1 if axis == "regions" else -2)
 
@@ -81,9 +95,11 @@ def attended_similarity(
     Shapes: `weights`, `cosines` (..., L, T, N), `gram` (..., L, N, N) = V V^T. Returns (..., L, T) each: `<sum_n H_n v_n, s>` and its
     quotient by `|sum_n H_n v_n|`, which is R[t, l].
     """
-    similarity = (weights * cosines).sum(dim=-1)
-    squared_norm = (weights * (weights @ gram)).sum(dim=-1)
-    return similarity, similarity * squared_norm.clamp(min=EPSILON).rsqrt()
+    wide = _wide(cosines.dtype)
+    similarity = (weights * cosines).sum(dim=-1, dtype=wide)
+    squared_norm = (weights * (weights @ gram)).sum(dim=-1, dtype=wide)
+    scores = similarity * _inverse_root(squared_norm, cosines.dtype)
+    return similarity.to(cosines.dtype), scores.to(cosines.dtype)
 
 
 def pool_words(scores: torch.Tensor, word_mask: torch.Tensor, gamma: float) -> torch.Tensor:
@@ -106,22 +122,30 @@ def phrase_heatmaps(
     Shapes: `heatmaps` (C, T, M, M), `word_scores` (C, T), `phrase_mask` (C, P, T) -> (C, P, M, M).
     """
     weights = phrase_mask.to(word_scores.dtype) * word_scores[:, None]  # (C, P, T)
-    weights = weights / weights.sum(dim=-1, keepdim=True).clamp(min=EPSILON)
+    weights = weights / weights.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
     return torch.einsum("cpt,ctyx->cpyx", weights, heatmaps)
 
 
-def box_loss(heatmaps: torch.Tensor, box_masks: torch.Tensor) -> torch.Tensor:
-    r"""Ours, beyond the paper: `-log` of the share of a phrase's heatmap that lies in its boxes, mean over phrases.
+def box_loss(
+    heatmaps: torch.Tensor, box_masks: torch.Tensor, temperature: float, num_phrases: torch.Tensor | None = None
+) -> torch.Tensor:
+    r"""Ours, beyond the paper: `-log` of the share of a phrase's sharpened heatmap `softmax_n(temperature * heatmap_n)` that lies
+    in its boxes, mean over phrases. Sharpened, because the point is the peak: the plain mass can lie in the boxes and the
+    peak beside.
 
-    Shapes: `heatmaps`, `box_masks` (C, P, M, M); `box_masks` holds the covered share of each cell, and is 0 everywhere for padding and
-    for phrases without boxes, which do not count.
+    Shapes: `heatmaps`, `box_masks` (C, P, M, M); `box_masks` holds the covered share of each cell, and is 0 everywhere for
+    padding and for phrases without boxes, which do not count. `num_phrases` divides the sum; default the number that count.
     """
-    total = heatmaps.sum(dim=(-2, -1))
-    inside = (heatmaps * box_masks).sum(dim=(-2, -1))
-    counted = box_masks.amax(dim=(-2, -1)) > 0
-    # A phrase whose heatmap misses its boxes altogether has no gradient towards them; the floor keeps its loss finite.
-    share = (inside + 1e-6) / (total + 1e-6)
-    return -(share.log() * counted).sum() / counted.sum().clamp(min=1)
+    inside = box_masks.flatten(2)  # (C, P, N)
+    share = ((temperature * heatmaps.flatten(2)).softmax(dim=-1) * inside).sum(dim=-1)
+    losses = -share.clamp(min=1e-6).log().masked_fill(~has_boxes(box_masks), 0)
+    num_phrases = has_boxes(box_masks).sum() if num_phrases is None else num_phrases
+    return losses.sum() / num_phrases.clamp(min=1)
+
+
+def has_boxes(box_masks: torch.Tensor) -> torch.Tensor:
+    r"""Which phrases count in [`box_loss`]: (C, P, M, M) -> (C, P)."""
+    return box_masks.flatten(2).amax(dim=-1) > 0
 
 
 def choose_maps(outputs, levels: list[int]) -> tuple[torch.Tensor, ...]:
@@ -140,20 +164,22 @@ def choose_maps(outputs, levels: list[int]) -> tuple[torch.Tensor, ...]:
 
 
 class BackboneLevels(nn.Module):
-    r"""Frozen visual network; gives the chosen ones of its feature maps, low level first."""
+    r"""Visual network; gives the chosen ones of its feature maps, low level first. Frozen unless the configuration says otherwise."""
 
     def __init__(self, config):
         super().__init__()
         self.model = AutoModel.from_config(config.backbone_config)
-        self.model.requires_grad_(False)
-        self.levels = config.backbone_levels
+        self.levels, self.frozen = config.backbone_levels, config.freeze_backbone
+        self.model.requires_grad_(not self.frozen)
+        self.train()  # new modules are in training mode without having been told so
 
     def train(self, mode: bool = True):
-        return super().train(False)  # frozen: batch statistics and dropout stay off, whatever the model around it does
+        # Frozen: batch statistics and dropout stay off, whatever the model around it does.
+        return super().train(mode and not self.frozen)
 
-    @torch.no_grad()
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return choose_maps(self.model(pixel_values, output_hidden_states=True), self.levels)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return choose_maps(self.model(pixel_values, output_hidden_states=True), self.levels)
 
 
 class VisualMapping(nn.Module):
@@ -252,7 +278,8 @@ class MultiLevelGroundingModel(MultiLevelGroundingPreTrainedModel):
         self.visual_mappings = nn.ModuleList(VisualMapping(config, config.level_channels[level]) for level in self.levels)
         recurrent = config.text_config is None
         self.text_encoder = BiLSTMEncoder(config) if recurrent else PretrainedTextEncoder(config)
-        num_layers = self.text_encoder.num_layers
+        self.word_layers = list(config.word_layers or range(self.text_encoder.num_layers))
+        num_layers = len(self.word_layers)
         self.word_mix = LinearWordMix(num_layers) if recurrent else SoftmaxWordMix(num_layers, config.mix_scale)
         self.sentence_mix = SentenceMix(len(config.sentence_layers), config.sentence_pooling)
         self.word_mapping = TextMapping(config, self.text_encoder.width)
@@ -270,7 +297,7 @@ class MultiLevelGroundingModel(MultiLevelGroundingPreTrainedModel):
             self.text_encoder.model.set_input_embeddings(value)
 
     def get_feature_maps(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        r"""Feature maps of the frozen backbone, one (batch, channels, height, width) for each level, low level first.
+        r"""Feature maps of the backbone, one (batch, channels, height, width) for each level, low level first.
 
         Raises:
             ValueError: If the model has no backbone.
@@ -299,7 +326,7 @@ class MultiLevelGroundingModel(MultiLevelGroundingPreTrainedModel):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         r"""Section 3.2: token ids -> words s (batch, T, D) and sentences (batch, D), normalised over D."""
         layers = self.text_encoder(input_ids, attention_mask)
-        words = self.word_mapping(self.word_mix(layers))
+        words = self.word_mapping(self.word_mix(layers[self.word_layers]))
         sentences = self.sentence_mapping(self.sentence_mix(layers[list(self.config.sentence_layers)], word_mask))
         return words, sentences
 
@@ -451,7 +478,11 @@ class MultiLevelGroundingModel(MultiLevelGroundingPreTrainedModel):
             if phrase_mask is None or box_masks is None:
                 raise ValueError('`supervision="boxes"` needs `phrase_mask` and `box_masks`; the processor makes them from phrases.')
             heatmaps = phrase_heatmaps(output.heatmaps, output.word_scores, phrase_mask)
-            output.loss = output.loss + config.box_loss_weight * box_loss(heatmaps, box_masks)
+            # Every process divides by the average number of phrases: their mean is then the mean over all phrases.
+            num_phrases = self._from_all_processes(has_boxes(box_masks).sum(dtype=torch.float32)[None]).sum()
+            num_phrases = num_phrases / (len(output.word_logits) / len(words))
+            loss = box_loss(heatmaps, box_masks, config.box_temperature, num_phrases)
+            output.loss = output.loss + config.box_loss_weight * loss
 
     def _from_all_processes(self, x: torch.Tensor) -> torch.Tensor:
         """Rows of `x` of all training processes, so that the loss sees one large batch. Gradients flow back to every process; with

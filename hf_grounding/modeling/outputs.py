@@ -21,7 +21,7 @@ class MultiLevelGroundingOutput(ModelOutput):
         word_scores (`(C, T)`): R_t, in [0, 1]; 0 for padding.
         word_levels (`(C, T)`): Index of the chosen level.
         sentence_heatmaps (`(C, M, M)`), sentence_scores (`(C,)`), sentence_levels (`(C,)`): The same for whole captions.
-        image_embeds (`(B, L, M * M, D)`): V, normalised over D; row-major cells.
+        image_embeds (`(B, M * M, L, D)`): V, normalised over D; row-major cells.
         word_embeds (`(C, T, D)`), sentence_embeds (`(C, D)`): Words and sentences in the common space, normalised.
     """
 

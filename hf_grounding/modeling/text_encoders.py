@@ -34,10 +34,15 @@ class PretrainedTextEncoder(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.frozen = config.freeze_text_encoder
-        self.model = AutoModel.from_config(config.text_config)
-        self.model.requires_grad_(not self.frozen)
+        self.set_model(AutoModel.from_config(config.text_config))
         self.width = config.text_config.hidden_size
         self.num_layers = config.text_config.num_hidden_layers + 1
+
+    def set_model(self, model: nn.Module) -> None:
+        r"""Uses `model`, of the same configuration, such as a pretrained one."""
+        self.model = model.requires_grad_(not self.frozen)
+        if getattr(model, "pooler", None) is not None:
+            model.pooler.requires_grad_(False)  # not used: as trainable it would wait for gradients that never come
 
     def train(self, mode: bool = True):
         return super().train(mode and not self.frozen)

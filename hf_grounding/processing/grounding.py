@@ -58,8 +58,8 @@ def heatmap_boxes(
     Shapes: `heatmaps` (n, grid_height, grid_width), `points` (n, 2) of [`heatmap_points`] -> (n, 4), xyxy in pixels; NaN where the
     point is.
     """
-    scale = points.new_tensor([BOX_GRID / width, BOX_GRID / height])
-    seeds = ((points.nan_to_num() + 0.5) * scale).long().clamp(max=BOX_GRID - 1)
+    cell = points.new_tensor([width / BOX_GRID, height / BOX_GRID])
+    seeds = ((points.nan_to_num() + 0.5) / cell).long().clamp(max=BOX_GRID - 1)
     resized = F.interpolate(heatmaps[:, None].float(), size=(BOX_GRID, BOX_GRID), mode="bilinear")
     warm = resized >= threshold * resized.amax(dim=(-2, -1), keepdim=True)  # (n, 1, 64, 64)
     region = torch.zeros_like(warm)
@@ -73,7 +73,7 @@ def heatmap_boxes(
     columns, rows = region.any(dim=2)[:, 0].float(), region.any(dim=3)[:, 0].float()  # (n, 64)
     low = torch.stack([columns.argmax(dim=1), rows.argmax(dim=1)], dim=1)
     high = BOX_GRID - torch.stack([columns.flip(1).argmax(dim=1), rows.flip(1).argmax(dim=1)], dim=1)
-    boxes = torch.cat([low / scale, high / scale], dim=1)
+    boxes = torch.cat([low * cell, high * cell], dim=1)
     return boxes.masked_fill(points.isnan().any(dim=1, keepdim=True), torch.nan)
 
 

@@ -1,5 +1,9 @@
 """Image side of the processor: RGB, resized to a fixed size with the aspect ignored (section 3.1 of arXiv 1811.11683), normalised."""
 
+from typing import Any
+
+import numpy as np
+from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, PILImageResampling
 
@@ -16,6 +20,11 @@ class MultiLevelGroundingImageProcessorPil(PilBackend):
     do_rescale = True
     do_normalize = True
     model_input_names = ["pixel_values"]
+
+    def convert_to_rgb(self, image: Any, **kwargs: Any) -> np.ndarray:
+        if isinstance(image, Image.Image) and image.mode.startswith("I;16"):  # PIL would clip at 255 instead of scaling
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        return super().convert_to_rgb(image, **kwargs)
 
 
 __all__ = ["MultiLevelGroundingImageProcessorPil"]

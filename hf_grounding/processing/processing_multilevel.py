@@ -85,6 +85,8 @@ class MultiLevelGroundingProcessor(ProcessorMixin):
         raw = [[(0, len(caption.split()))] for caption in captions] if phrases is None else phrases
         if len(raw) != len(captions):
             raise ValueError(f"`phrases` has {len(raw)} entries for {len(captions)} captions; give a list of phrases for each.")
+        if any(isinstance(row, str) for row in raw):
+            raise ValueError(f"`phrases` must be a list of phrases for each caption, such as [['a man']]; got {raw!r}.")
         spans = [[as_phrase(value, caption) for value in row] for row, caption in zip(raw, captions, strict=True)]
         encoded = self.tokenizer(
             captions, padding=True, return_offsets_mapping=True, return_token_type_ids=False, return_tensors="pt"
@@ -102,13 +104,17 @@ class MultiLevelGroundingProcessor(ProcessorMixin):
 
     def _box_masks(self, phrases: list, target_sizes: list, num_phrases: int) -> torch.Tensor:
         """Cells covered by each phrase's boxes, (captions, phrases, grid, grid); 0 for phrases without boxes."""
+        if len(target_sizes) != len(phrases):
+            raise ValueError(f"`target_sizes` has {len(target_sizes)} entries for {len(phrases)} captions; give (height, width) for each.")
         masks = torch.zeros(len(phrases), num_phrases, self.grid_size, self.grid_size)
         for i, (row, (height, width)) in enumerate(zip(phrases, target_sizes, strict=True)):
             for j, phrase in enumerate(row):
-                if phrase["boxes"]:
-                    boxes = torch.as_tensor(phrase["boxes"], dtype=torch.float32).reshape(-1, 4)
-                    if not (boxes[:, 2:] >= boxes[:, :2]).all():
-                        raise ValueError(f"Boxes of {phrase['phrase']!r} must be xyxy with x1 <= x2 and y1 <= y2: {boxes.tolist()}.")
+                if not isinstance(phrase, dict) or "boxes" not in phrase:
+                    raise ValueError(f"`target_sizes` asks for box masks, which need phrases with `boxes`; got {phrase!r}.")
+                if len(phrase["boxes"]):
+                    boxes = torch.as_tensor(phrase["boxes"], dtype=torch.float32)
+                    if boxes.ndim != 2 or boxes.shape[1] != 4 or not (boxes[:, 2:] >= boxes[:, :2]).all():
+                        raise ValueError(f"Boxes must be a list of xyxy with x1 <= x2 and y1 <= y2; got {phrase!r}.")
                     masks[i, j] = box_coverage(boxes, height, width, self.grid_size)
         return masks
 
@@ -134,7 +140,7 @@ class MultiLevelGroundingProcessor(ProcessorMixin):
             mask = inputs["phrase_mask"][caption, : len(phrases)].to(outputs.word_scores.dtype)  # (P, T)
             weights = mask * outputs.word_scores[caption]
             total = weights.sum(dim=1, keepdim=True)
-            heatmaps = torch.einsum("pt,tyx->pyx", weights / total.clamp(min=1e-12), outputs.heatmaps[caption])
+            heatmaps = torch.einsum("pt,tyx->pyx", weights / total.clamp(min=torch.finfo(total.dtype).tiny), outputs.heatmaps[caption])
             scores = (total / mask.sum(dim=1, keepdim=True).clamp(min=1))[:, 0]
             whole = mask.sum(dim=1) == num_words[caption]
             by_sentence = whole if query_heatmap == "auto" else torch.full_like(whole, query_heatmap == "sentence")
@@ -190,7 +196,9 @@ def _groundings(
 def _flatten_captions(text: str | list[str] | list[list[str]]) -> tuple[list[str], torch.Tensor | None]:
     """Flat captions and, for nested ones, the image of each. Empty captions are refused."""
     rows = [text] if isinstance(text, str) else list(text)
-    nested = bool(rows) and not isinstance(rows[0], str)
+    nested = bool(rows) and isinstance(rows[0], list | tuple)
+    if nested and not all(isinstance(row, list | tuple) for row in rows):
+        raise ValueError(f"`text` must hold one caption for each image, or for each a list of captions; got both in {rows!r}.")
     captions = [caption for row in rows for caption in row] if nested else rows
     if not captions:
         raise ValueError("`text` is empty; give a caption, or a list of captions for each image.")

@@ -60,7 +60,8 @@ def token_words(text: str, token_offsets: list[tuple[int, int]]) -> list[int]:
     word_of_char: dict[int, int] = {}
     for index, (start, end) in enumerate(word_offsets(text)):
         word_of_char.update(dict.fromkeys(range(start, end), index))
-    return [word_of_char.get(start, -1) if end > start else -1 for start, end in token_offsets]
+    # The first character that is part of a word: subword tokenizers may count the space before a word in.
+    return [next((word_of_char[i] for i in range(*span) if i in word_of_char), -1) for span in token_offsets]
 
 
 def parse_brackets(text: str) -> tuple[str, list[Phrase]]:
@@ -69,7 +70,7 @@ def parse_brackets(text: str) -> tuple[str, list[Phrase]]:
     Raises:
         ValueError: If brackets are nested, unbalanced or empty.
     """
-    if not re.fullmatch(r"[^\[\]]*(\[[^\[\]]*\S[^\[\]]*\][^\[\]]*)*", text):
+    if not re.fullmatch(r"[^\[\]]*(\[\s*[^\[\]\s][^\[\]]*\][^\[\]]*)*", text):
         raise ValueError(f"Brackets in {text!r} must enclose one phrase each, such as '[a man] rides [a horse]'.")
     words: list[str] = []
     phrases: list[Phrase] = []
@@ -86,7 +87,7 @@ def as_phrase(value: Any, text: str) -> Phrase:
     r"""A phrase given as `Phrase`, `(start, end)`, a dataset's phrase (`dict` with `start` and `end`), or its words -> `Phrase`.
 
     Raises:
-        ValueError: If the span is not inside the sentence or the words are not in it.
+        ValueError: If the span is not inside the sentence or the words are not in it, or it is none of these.
     """
     words = text.split()
     if isinstance(value, str):
@@ -95,10 +96,14 @@ def as_phrase(value: Any, text: str) -> Phrase:
         if not wanted or not starts:
             raise ValueError(f"Phrase {value!r} is not in {text!r}; give words of the sentence, or a (start, end) span of them.")
         start, end = starts[0], starts[0] + len(wanted)
-    elif isinstance(value, dict):
+    elif isinstance(value, dict) and value.keys() >= {"start", "end"}:
         start, end = value["start"], value["end"]
+    elif isinstance(value, Phrase):
+        start, end = value.start, value.end
+    elif isinstance(value, tuple | list) and len(value) == 2:
+        start, end = value
     else:
-        start, end = (value.start, value.end) if isinstance(value, Phrase) else value
+        raise ValueError(f"A phrase is words of the sentence, a (start, end) span or a dict with `start` and `end`; got {value!r}.")
     if not 0 <= start < end <= len(words):
         raise ValueError(f"Span ({start}, {end}) is not inside the {len(words)} words of {text!r}; the end is exclusive.")
     return Phrase(" ".join(words[start:end]), start, end)

@@ -1,13 +1,14 @@
-"""Feature maps of the frozen backbone, computed once for all images of a data set and kept until backbone or images change."""
+"""What the model reads of each image, computed once for a data set and kept until backbone or images change: the feature maps of a
+frozen backbone, or the pixels where the backbone is trained."""
 
 import hashlib
 import json
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset, Image
 from PIL import ImageOps
@@ -32,9 +33,9 @@ def feature_store(
     *,
     flip: bool = False,
     bf16: bool = False,
-    batch_size: int = 16,
+    batch_size: int = 8,
 ) -> FeatureStore:
-    r"""Store of `model.get_feature_maps` of every image, from `cache_dir` when it is there, else computed.
+    r"""Store of `model.get_feature_maps` of every image (of its pixels, if the backbone trains), from `cache_dir` when it is there.
 
     Its name is a hash of all that the maps depend on: weights of the backbone, levels, image processor, precision and images
     (content, or path, size and time of files), so a change of any of them computes anew and never reads old features.
@@ -47,8 +48,8 @@ def feature_store(
         bf16 (`bool`): Run the backbone in bfloat16.
     """
     settings = {
-        "backbone": _hash_weights(model.backbone),
-        "levels": list(model.config.backbone_levels),
+        "backbone": _hash_weights(model.backbone) if model.config.freeze_backbone else None,
+        "levels": list(model.config.backbone_levels) if model.config.freeze_backbone else ["pixels"],
         "image_processor": {k: v for k, v in processor.image_processor.to_dict().items() if not k.startswith("_")},
         "flip": flip,
         "bf16": bf16,
@@ -73,9 +74,10 @@ def _compute(model, processor, dataset, folder, settings, flip, bf16, batch_size
         for start in tqdm(starts, desc="features of mirrored images" if flip else "features of images", unit="batch"):
             photos = [ImageOps.exif_transpose(photo) for photo in images[start : start + batch_size]["image"]]
             photos = [ImageOps.mirror(photo) for photo in photos] if flip else photos
-            pixels = processor.image_processor(photos, return_tensors="pt")["pixel_values"].to(device)
+            pixels = processor.image_processor(photos, return_tensors="pt")["pixel_values"]
+            pixels = pixels.to(device, memory_format=torch.channels_last)  # convolutions on a CPU are much faster so
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                maps = model.get_feature_maps(pixels)
+                maps = model.get_feature_maps(pixels) if model.config.freeze_backbone else (pixels,)
             writer.write(start, [level.float().movedim(1, -1).cpu().numpy() for level in maps])
 
 
@@ -100,6 +102,7 @@ def _hash_images(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def as_feature_maps(levels: list[np.ndarray], device: torch.device | None = None) -> tuple[torch.Tensor, ...]:
-    """Rows read from a store -> float32 (batch, channels, height, width), stored channels last as the mappings read them."""
-    return tuple(torch.from_numpy(level).to(device).float().movedim(-1, 1) for level in levels)
+def read_inputs(store: FeatureStore, image_ids: Sequence[str], device: torch.device | None = None) -> dict[str, Any]:
+    """Rows of a store as `feature_maps` or `pixel_values` of the model: float32 (batch, channels, height, width), channels last in memory."""
+    maps = tuple(torch.from_numpy(level).to(device).float().movedim(-1, 1) for level in store.read(image_ids))
+    return {"pixel_values": maps[0]} if store.settings["levels"] == ["pixels"] else {"feature_maps": maps}

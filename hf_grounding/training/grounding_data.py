@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 
 from ..data.feature_store import FeatureStore
-from .features import as_feature_maps
+from .features import read_inputs
 
 _MIRRORED_WORDS = {"left": "right", "right": "left"}
 
@@ -61,18 +61,27 @@ def mirror(example: dict[str, Any]) -> dict[str, Any]:
 
 
 class GroundingCollator:
-    r"""Examples -> inputs of [`MultiLevelGroundingModel`], maps read from the stores of plain and mirrored images."""
+    r"""Examples -> inputs of [`MultiLevelGroundingModel`], images read from the stores of plain and of mirrored ones."""
 
     def __init__(self, processor: Any, plain: FeatureStore, mirrored: FeatureStore | None = None):
-        self.processor, self.stores = processor, (plain, mirrored)
+        self.processor, self.plain, self.mirrored = processor, plain, mirrored
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        maps = [self.stores[example["flipped"]].read([example["image_id"]]) for example in examples]
-        levels = [torch.cat(level) for level in zip(*(as_feature_maps(levels) for levels in maps), strict=True)]
+        examples = sorted(examples, key=lambda example: example["flipped"])
         inputs = self.processor(
             text=[example["caption"] for example in examples],
             phrases=[example["phrases"] for example in examples],
             target_sizes=[example["size"] for example in examples],
-            feature_maps=tuple(levels),
         )
-        return {name: value for name, value in inputs.items() if name != "phrases"} | {"return_loss": True}
+        parts = [
+            read_inputs(store, [example["image_id"] for example in examples if example["flipped"] == flipped])
+            for flipped, store in ((False, self.plain), (True, self.mirrored))
+            if any(example["flipped"] == flipped for example in examples)
+        ]
+        if "pixel_values" in parts[0]:
+            images = {"pixel_values": torch.cat([part["pixel_values"] for part in parts])}
+        else:
+            levels = zip(*(part["feature_maps"] for part in parts), strict=True)
+            images = {"feature_maps": tuple(torch.cat(level) for level in levels)}
+        text = {name: value for name, value in inputs.items() if name != "phrases"}
+        return text | images | {"return_loss": True}

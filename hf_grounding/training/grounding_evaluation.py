@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from ..data.feature_store import FeatureStore
 from ..metrics import attention_correctness, center_points, level_selection_rates, pointing_game, random_points
 from ..processing.grounding import heatmap_boxes, heatmap_points
-from .features import as_feature_maps
+from .features import read_inputs
 
 
 @torch.no_grad()
@@ -25,7 +25,6 @@ def predict_groundings(
     *,
     query_heatmap: str | None = None,
     batch_size: int = 16,
-    bf16: bool = False,
     with_boxes: bool = False,
 ) -> dict[str, list]:
     r"""Ground every phrase that has boxes; each process takes its share of the images and all get all results.
@@ -45,7 +44,7 @@ def predict_groundings(
         starts = range(0, len(mine), batch_size)
         for start in tqdm(starts, desc="grounding", unit="batch", disable=not state.is_local_main_process, leave=False):
             batch = [rows[i] for i in mine[start : start + batch_size]]
-            records += _ground_batch(model, processor, batch, store, device, query_heatmap, bf16, with_boxes)
+            records += _ground_batch(model, processor, batch, store, device, query_heatmap, with_boxes)
     model.train(was_training)
     records = gather_object(records) if state.num_processes > 1 else records
     if not records:
@@ -53,16 +52,15 @@ def predict_groundings(
     return {name: [record[name] for record in records] for name in records[0]}
 
 
-def _ground_batch(model, processor, batch, store, device, query_heatmap, bf16, with_boxes) -> Iterable[dict[str, Any]]:
-    maps = as_feature_maps(store.read([row["image_id"] for row in batch]), device)
+def _ground_batch(model, processor, batch, store, device, query_heatmap, with_boxes) -> Iterable[dict[str, Any]]:
     phrases = [
         [phrase for phrase in row["phrases"] if phrase["sentence"] == sentence and phrase["boxes"]]
         for row in batch
         for sentence in range(len(row["captions"]))
     ]
-    inputs = processor(text=[row["captions"] for row in batch], phrases=phrases, feature_maps=maps).to(device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        outputs = model(**inputs)
+    inputs = processor(text=[row["captions"] for row in batch], phrases=phrases).to(device)
+    inputs.update(read_inputs(store, [row["image_id"] for row in batch], device))
+    outputs = model(**inputs)  # in full precision: in bfloat16 the peak of a heatmap is often shared by several cells
     results = iter(zip(phrases, inputs["phrase_mask"], processor.phrase_heatmaps(outputs, inputs, query_heatmap), outputs.word_levels, strict=True))
     for row in batch:
         mine = [next(results) for _ in row["captions"]]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ..data.feature_store import FeatureStore
 from .grounding_evaluation import predict_groundings, score_groundings
@@ -34,6 +34,13 @@ class GroundingTrainingArguments(TrainingArguments):
         super().__post_init__()
 
 
+class _DrawNewCaptions(TrainerCallback):
+    """Tells the training set its epoch. Accelerate's data loaders do so too, but not when they are sharded or resumed."""
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        train_dataloader.dataset.set_epoch(int(state.epoch + 1e-6))
+
+
 class GroundingTrainer(Trainer):
     r"""Trains [`MultiLevelGroundingModel`] on [`CaptionPerImage`] examples.
 
@@ -49,6 +56,7 @@ class GroundingTrainer(Trainer):
         self.eval_store = eval_store
         self.protocol = dict(protocol or {})
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch, not a sum to be divided
+        self.add_callback(_DrawNewCaptions())
         if self.args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
 
@@ -74,7 +82,6 @@ class GroundingTrainer(Trainer):
             self.eval_store,
             query_heatmap=protocol.pop("query_heatmap", None),
             batch_size=self.args.per_device_eval_batch_size,
-            bf16=self.args.bf16,
         )
         scores = score_groundings(predictions, self.model.config.num_levels, num_resamples=0, **protocol)
         metrics = {"pointing_accuracy": scores["model"]["pointing_accuracy"]}

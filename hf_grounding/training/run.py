@@ -23,15 +23,17 @@ from ..modeling.modeling_multilevel import MultiLevelGroundingModel
 from ..processing.image_processing_multilevel import MultiLevelGroundingImageProcessorPil
 from ..processing.processing_multilevel import MultiLevelGroundingProcessor
 from ..processing.words import train_word_tokenizer
+from ..visualization import write_report
 from .features import default_cache_dir, feature_store
 from .grounding_data import CaptionPerImage, GroundingCollator
 from .grounding_evaluation import predict_groundings, score_groundings
 from .grounding_trainer import GroundingTrainer, GroundingTrainingArguments
 from .recipe import Recipe
+from .report import build_report
 
 logger = logging.getLogger(__name__)
 
-RESULTS_FILE = "results.json"
+RESULTS_FILE, REPORT_FILE = "results.json", "report.html"
 
 
 def load_split(recipe: Recipe, split: str) -> Dataset:
@@ -68,7 +70,7 @@ def build_model(recipe: Recipe, captions: Iterable[str]) -> tuple[MultiLevelGrou
     model = MultiLevelGroundingModel(config)
     model.backbone.model.load_state_dict(network.state_dict())
     if text.encoder:
-        model.text_encoder.model = AutoModel.from_pretrained(text.encoder).requires_grad_(not config.freeze_text_encoder)
+        model.text_encoder.set_model(AutoModel.from_pretrained(text.encoder))
     elif text.word_vectors:
         _load_word_vectors(model, tokenizer, Path(_below_data_root(text.word_vectors)))
     processor = MultiLevelGroundingProcessor(
@@ -78,7 +80,7 @@ def build_model(recipe: Recipe, captions: Iterable[str]) -> tuple[MultiLevelGrou
 
 
 def train(recipe: Recipe, output_dir: str | os.PathLike, *, resume: bool = False) -> dict[str, Any]:
-    r"""Trains a recipe, keeps the best checkpoint, evaluates it, and saves model, processor, recipe and results to `output_dir`.
+    r"""Trains a recipe, keeps the best checkpoint, evaluates it, and saves model, processor, recipe, results and report to `output_dir`.
 
     Args:
         resume (`bool`): Go on from the last complete checkpoint in `output_dir`.
@@ -110,7 +112,9 @@ def train(recipe: Recipe, output_dir: str | os.PathLike, *, resume: bool = False
     )
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(output_dir) if resume else None)
-    results = _evaluate_rows(trainer.accelerator.unwrap_model(trainer.model), processor, recipe, eval_rows, eval_store, args.bf16)
+    # Without the wrapper for mixed precision, so that `evaluate` measures the same.
+    trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    results, predictions = _evaluate_rows(trained, processor, recipe, eval_rows, eval_store)
     results |= {
         "split": recipe.dataset.eval_split,
         "seed": args.seed,
@@ -120,7 +124,9 @@ def train(recipe: Recipe, output_dir: str | os.PathLike, *, resume: bool = False
         "curve": trainer.state.log_history,
     }
     if trainer.is_world_process_zero():
-        save(output_dir, trainer.accelerator.unwrap_model(trainer.model), processor, recipe, results)
+        save(output_dir, trained, processor, recipe, results)
+        report = build_report(f"{output_dir.name}: {recipe.description}", results, predictions, eval_rows, asdict(recipe))
+        write_report(output_dir / REPORT_FILE, report)
     return results
 
 
@@ -132,9 +138,9 @@ def evaluate(
     min_box_area: float | None = None,
     box_rule: str | None = None,
     query_heatmap: str | None = None,
-    bf16: bool = False,
+    report: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
-    r"""Measures a trained model on a split of its recipe's data; arguments left out are the recipe's."""
+    r"""Measures a trained model on a split of its recipe's data; arguments left out are the recipe's. `report`: an HTML file to write."""
     recipe = Recipe.load(model_dir)
     overrides = {"min_box_area": min_box_area, "box_rule": box_rule, "query_heatmap": query_heatmap}
     for name, value in overrides.items():
@@ -146,21 +152,29 @@ def evaluate(
     rows = load_split(recipe, split)
     model = MultiLevelGroundingModel.from_pretrained(model_dir)
     processor = MultiLevelGroundingProcessor.from_pretrained(model_dir)
+    bf16 = bool(recipe.training.get("bf16", False))  # the features of the training
     store = feature_store(model, processor, rows, recipe.backbone.feature_dir or default_cache_dir(), bf16=bf16)
-    return _evaluate_rows(model, processor, recipe, rows, store, bf16) | {"split": split}
+    results, predictions = _evaluate_rows(model, processor, recipe, rows, store)
+    results["split"] = split
+    if report is not None:
+        title = f"{Path(model_dir).resolve().name} on {split}: {recipe.description}"
+        write_report(report, build_report(title, results, predictions, rows, asdict(recipe)))
+    return results
 
 
-def _evaluate_rows(model, processor, recipe: Recipe, rows: Dataset, store: FeatureStore, bf16: bool) -> dict[str, Any]:
+def _evaluate_rows(
+    model, processor, recipe: Recipe, rows: Dataset, store: FeatureStore
+) -> tuple[dict[str, Any], dict[str, list]]:
     protocol = asdict(recipe.evaluation)
     predictions = predict_groundings(
-        model, processor, rows, store, query_heatmap=protocol.pop("query_heatmap"), bf16=bf16, with_boxes=True
+        model, processor, rows, store, query_heatmap=protocol.pop("query_heatmap"), with_boxes=True
     )
     scores = score_groundings(predictions, model.config.num_levels, **protocol)
     scores["query_heatmap"] = recipe.evaluation.query_heatmap
     scores["num_images"] = len(rows)
     scores["date"] = date.today().isoformat()
     scores["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
-    return scores
+    return scores, predictions
 
 
 def save(output_dir: Path, model: Any, processor: Any, recipe: Recipe, results: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ from hf_grounding.data.scene_drawing import (
     sample_scene,
 )
 from hf_grounding.data.scene_language import describe_scene, question_scene
-from hf_grounding.data.scenes import scene_row
+from hf_grounding.data.scenes import ScenesConfig, scene_row
 
 RELATIONS = ("left of", "right of", "above", "below", "in front of", "behind")
 VOCABULARY = {"size": SIZES, "texture": TEXTURES, "color": COLORS, "shape": SHAPES}
@@ -231,7 +231,7 @@ def test_the_first_scene_stays_what_it_is():
 
 def test_scenes_do_not_depend_on_the_hash_seed_of_the_process():
     code = (
-        "import sys; from hf_grounding.data.scenes import scene_row; print([scene_row(7, 'val', i) for i in range(4)])"
+        "import sys; from hf_grounding.data.scenes import ScenesConfig, scene_row; print([scene_row(7, 'val', i) for i in range(4)])"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "123", "PYTHONPATH": str(CHECKOUT)}
     printed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
@@ -272,3 +272,18 @@ def test_impossible_settings_are_refused(setting, tmp_path):
 def test_a_data_set_without_images_is_refused(tmp_path):
     with pytest.raises(ValueError, match="are all 0"):
         load_grounding_dataset("scenes", cache_dir=tmp_path, num_train=0, num_val=0, num_test=0)
+
+
+def test_fewer_attributes_make_plain_objects_told_apart_by_those_alone():
+    for index in range(20):
+        row = scene_row(0, "val", index, attributes=("color", "shape"))
+        said = " ".join(phrase["phrase"] for phrase in row["phrases"])
+        assert not set(said.split()) & {"small", "medium", "large", "plain", "striped", "dotted", "checkered"}
+        scene = sample_scene(random.Random(f"scenes/0/val/{index}"), 128, ("color", "shape"))
+        assert {item.texture for item in scene.objects} == {"plain"}
+        assert len({(item.color, item.shape) for item in scene.objects}) == len(scene.objects)
+
+
+def test_attributes_must_tell_objects_apart():
+    with pytest.raises(ValueError, match="must be color, shape and any of size and texture"):
+        ScenesConfig(name="x", attributes=["color"])

@@ -1,0 +1,150 @@
+"""Training step of the multi-level common space against a literal transcription of its equations; one photo grounded end to end.
+
+    python benchmarks/multilevel.py            # the table of benchmarks/README.md: about 10 minutes on an idle machine
+    python benchmarks/multilevel.py --smoke    # small sizes, to see that it runs
+
+Every variant runs in a process of its own (peak memory is a process's), the two that are compared in turn, A B A B. A step is forward,
+backward and Adam from the feature maps of a frozen VGG16 (512 channels, 37 x 37 twice and 18 x 18 twice) and word ids; captions have 6 to T
+words. The literal step forms every H[b, c, t, n, l] and every attended vector a[b, c, t, l].
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+import torch.nn.functional as F
+
+from hf_grounding import MultiLevelGroundingConfig, MultiLevelGroundingModel
+from hf_grounding.modeling.modeling_multilevel import normalize
+
+PAPER = {"B": 32, "T": 20, "M": 18, "L": 4, "D": 1024}
+
+
+def make_model(sizes: dict[str, int], chunk: int | None) -> MultiLevelGroundingModel:
+    torch.manual_seed(0)
+    config = MultiLevelGroundingConfig(
+        level_channels=[512] * sizes["L"],
+        grid_size=sizes["M"],
+        hidden_size=sizes["D"],
+        attention_chunk_size=chunk,
+        word_embedding_size=64,  # the same text encoder on both sides, kept small
+        vocab_size=1000,
+    )
+    return MultiLevelGroundingModel(config).train()
+
+
+def make_batch(sizes: dict[str, int]) -> dict:
+    generator = torch.Generator().manual_seed(0)
+    batch, words = sizes["B"], sizes["T"]
+    grids = [37 if level < sizes["L"] // 2 else 18 for level in range(sizes["L"])]
+    maps = tuple(torch.rand(batch, grid, grid, 512, generator=generator).movedim(-1, 1) for grid in grids)
+    lengths = torch.randint(min(6, words), words + 1, (batch,), generator=generator)
+    lengths[0] = words
+    mask = (torch.arange(words)[None] < lengths[:, None]).long()
+    return {
+        "feature_maps": maps,
+        "input_ids": torch.randint(1, 1000, (batch, words), generator=generator) * mask,
+        "attention_mask": mask,
+    }
+
+
+def literal_loss(model: MultiLevelGroundingModel, batch: dict) -> torch.Tensor:
+    """Sections 1-4 of the paper as printed, with our defaults for what it leaves open; parameters are the model's."""
+    config, levels = model.config, []
+    for feature_map, mapping in zip(batch["feature_maps"], model.visual_mappings, strict=True):
+        x = F.interpolate(feature_map, size=(config.grid_size,) * 2, mode="bilinear", align_corners=False)
+        for layer in mapping.layers:
+            x = F.leaky_relu(F.conv2d(x, layer.weight[:, :, None, None], layer.bias), config.negative_slope)
+        levels.append(normalize(x.flatten(2).transpose(1, 2)))
+    v = torch.stack(levels, dim=2)  # (B, N, L, D)
+    mask = batch["attention_mask"]
+    s, sbar = model.embed_text(batch["input_ids"], mask, mask)  # (B, T, D), (B, D)
+    h = torch.einsum("btd,cnld->bctnl", s, v).clamp(min=0)
+    a = normalize(torch.einsum("bctnl,cnld->bctld", h, v))
+    scores = torch.einsum("bctld,btd->bctl", a, s).amax(dim=-1)
+    words = (torch.exp(config.gamma_1 * scores) * mask[:, None]).sum(dim=-1).log() / config.gamma_1  # (B, B)
+    h = torch.einsum("bd,cnld->bcnl", sbar, v).clamp(min=0)
+    a = normalize(torch.einsum("bcnl,cnld->bcld", h, v))
+    sentences = torch.einsum("bcld,bd->bcl", a, sbar).amax(dim=-1)
+    loss = model.regulariser()
+    for logits in (config.gamma_2 * words, config.gamma_2 * sentences):
+        loss = loss - (logits.log_softmax(dim=0).diagonal() + logits.log_softmax(dim=1).diagonal()).mean()
+    return loss
+
+
+def run_worker(variant: str, sizes: dict[str, int], steps: int, chunk: int | None) -> dict:
+    torch.set_num_threads(2)
+    model, batch = make_model(sizes, chunk), make_batch(sizes)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    losses, seconds = [], []
+    for _ in range(steps + 1):  # the first one warms up
+        started = time.perf_counter()
+        loss = literal_loss(model, batch) if variant == "literal" else model(**batch, return_loss=True).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        seconds.append(time.perf_counter() - started)
+        losses.append(loss.item())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return {"seconds": min(seconds[1:]), "peak_gib": peak / 2**20, "loss": losses[0]}
+
+
+def measure(variant: str, sizes: dict[str, int], steps: int, chunk: int | None = None) -> dict:
+    call = {"variant": variant, "sizes": sizes, "steps": steps, "chunk": chunk}
+    command = [sys.executable, __file__, "--worker", json.dumps(call)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
+
+def compare(sizes: dict[str, int], steps: int, rounds: int, chunk: int | None) -> None:
+    results: dict[str, list[dict]] = {"ours": [], "literal": []}
+    for _ in range(rounds):
+        for variant in results:
+            results[variant].append(measure(variant, sizes, steps, chunk))
+    ratios = [b["seconds"] / a["seconds"] for a, b in zip(results["ours"], results["literal"], strict=True)]
+    median = {name: statistics.median(r["seconds"] for r in rows) for name, rows in results.items()}
+    peak = {name: statistics.median(r["peak_gib"] for r in rows) for name, rows in results.items()}
+    gap = abs(results["ours"][0]["loss"] - results["literal"][0]["loss"])
+    print(
+        f"| {sizes['B']} | {sizes['T']} | {sizes['M'] ** 2} | {sizes['D']} | {chunk or 'all'} | {median['ours']:.2f} | {median['literal']:.2f} "
+        f"| {statistics.median(ratios):.2f} | {peak['ours']:.2f} | {peak['literal']:.2f} | {gap:.1e} |",
+        flush=True,
+    )
+
+
+def product_rate(dtype: torch.dtype) -> float:
+    """GFLOP/s of a large matrix product, the ceiling of all of this."""
+    a, b = torch.randn(4096, 1024, dtype=dtype), torch.randn(1024, 4096, dtype=dtype)
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        a @ b
+        times.append(time.perf_counter() - started)
+    return 2 * 4096 * 1024 * 4096 / min(times) / 1e9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true", help="small sizes")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        print(json.dumps(run_worker(**json.loads(args.worker))))
+        return
+    paper = {"B": 4, "T": 6, "M": 6, "L": 4, "D": 64} if args.smoke else PAPER
+    print(f"matrix products: {product_rate(torch.float32):.0f} GFLOP/s fp32, {product_rate(torch.bfloat16):.0f} GFLOP/s bf16\n")
+    print("| B | T | N | D | images at once | ours, s | literal, s | literal / ours | ours, GiB | literal, GiB | loss gap |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    compare(paper, steps=2, rounds=1 if args.smoke else 3, chunk=None)
+    compare(paper, steps=2, rounds=1, chunk=max(1, paper["B"] // 4))
+    for change in ({"B": paper["B"] // 2}, {"M": paper["M"] // 2}, {"D": paper["D"] // 2}):
+        compare(paper | change, steps=2, rounds=1, chunk=None)
+
+
+if __name__ == "__main__":
+    main()

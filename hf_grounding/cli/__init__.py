@@ -1,0 +1,78 @@
+"""`hf-grounding`: list, train, evaluate, ground. One file for each command; this one puts them together.
+
+Everything heavy is imported inside the commands, so that `--help` answers at once.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from .. import __version__
+from .common import guarded
+from .evaluate import evaluate
+from .ground import ground
+from .list import list_
+from .train import train
+
+app = typer.Typer(
+    name="hf-grounding",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # square brackets mark phrases here
+    pretty_exceptions_enable=False,
+)
+
+
+def _examples(*lines: str) -> str:
+    """What a command's help ends with; \b keeps the line breaks."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def _add(function: Callable[..., None], name: str, *examples: str, **settings: Any) -> None:
+    app.command(name, epilog=_examples(*examples), **settings)(guarded(function))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback(
+    epilog=_examples(
+        "hf-grounding train multilevel_scenes",
+        'hf-grounding ground photo.jpg "a man in red" --model runs/multilevel_flickr8k --draw out.png',
+    )
+)
+def _app(
+    version: bool = typer.Option(False, "--version", help="Print the version.", callback=_version, is_eager=True),
+) -> None:
+    """Models that show which place in the picture each word stands for."""
+
+
+_add(list_, "list", "hf-grounding list", "hf-grounding list --json")
+_add(
+    train,
+    "train",
+    "hf-grounding train multilevel_scenes --output_dir runs/demo",
+    "hf-grounding train multilevel_flickr8k --learning_rate 2e-3 --supervision boxes",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+_add(
+    evaluate,
+    "evaluate",
+    "hf-grounding evaluate runs/multilevel_scenes",
+    "hf-grounding evaluate runs/multilevel_flickr8k --split test --min_box_area 0.05 --report report.html",
+)
+_add(
+    ground,
+    "ground",
+    'hf-grounding ground photo.jpg "a man in red" --model runs/multilevel_flickr8k --draw out.png',
+    'hf-grounding ground photo.jpg "[a man] rides [a horse]" --model runs/multilevel_flickr8k --json',
+)
+
+
+def main() -> None:
+    """The console script. Exit codes: 0, 1 for a run that failed, 2 for wrong arguments, 130 for Ctrl-C."""
+    app()

@@ -1,0 +1,129 @@
+"""What the commands share: one line for a user's mistake, results on stdout and all else on stderr, finding a model."""
+
+import difflib
+import errno
+import functools
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ..visualization import Table
+
+DEBUG = "HF_GROUNDING_DEBUG"  # set to see the traceback of an error
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, with one line on stderr and exit code 1 in place of a traceback."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+            sys.stdout.flush()  # a full disk behind `> file` shows here
+        except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
+            raise  # typer's own
+        except KeyboardInterrupt:
+            _complain("Interrupted.")
+            raise typer.Exit(130) from None
+        except Exception as error:
+            if os.environ.get(DEBUG):
+                raise
+            _complain(f"Error: {_message(error)}")
+            _drop_unwritten_output()
+            raise typer.Exit(1) from None
+
+    return run
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _message(error: Exception) -> str:
+    from huggingface_hub.errors import StrictDataclassError
+
+    explained = isinstance(error, ValueError | OSError | ImportError | StrictDataclassError)  # they talk to people
+    text = one_line(error)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"{text}. Free some space, or write to another disk."
+    return text if explained and text else f"{type(error).__name__}: {text} ({DEBUG}=1 shows where)"
+
+
+def _complain(text: str) -> None:
+    typer.secho(text, fg=typer.colors.RED, err=True)
+
+
+def _drop_unwritten_output() -> None:
+    """Python would try again to write it when it ends, and complain in its own words."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def working(level: int = logging.WARNING) -> Iterator[None]:
+    """Whatever the libraries print while they work goes to stderr, log messages from `level` on; no bars for loading weights."""
+    from transformers.utils import logging as transformers_logging
+
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("hf_grounding").setLevel(level)
+    transformers_logging.disable_progress_bar()
+    with redirect_stdout(sys.stderr):
+        yield
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """One line."""
+    typer.echo(json.dumps(value))
+
+
+def print_table(table: "Table") -> None:
+    """Title, aligned columns, note; no wider than the terminal where there is one."""
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    console = Console(soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 160
+    drawn = RichTable(
+        title=Text(table.title), title_justify="left", caption=Text(table.note), caption_justify="left", box=None
+    )
+    numeric = {name for name, value in table.rows[0].items() if isinstance(value, int | float)}
+    for name in table.rows[0]:
+        drawn.add_column(name, justify="right" if name in numeric else "left")
+    for row in table.rows:
+        drawn.add_row(*(Text(_show(value)) for value in row.values()))
+    console.print(drawn)
+    console.print()
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
+def model_folder(path: Path) -> Path:
+    r"""`path`, if it holds a model.
+
+    Raises:
+        FileNotFoundError: Says the nearest folder beside it, or what is missing.
+    """
+    if not path.is_dir():
+        beside = [each.name for each in path.parent.iterdir() if each.is_dir()] if path.parent.is_dir() else []
+        nearest = difflib.get_close_matches(path.name, beside, n=1)
+        hint = f"Did you mean '{path.parent / nearest[0]}'?" if nearest else "Make one: `hf-grounding train`."
+        raise FileNotFoundError(f"No model folder '{path}'. {hint}")
+    if not (path / "config.json").is_file():
+        raise FileNotFoundError(f"'{path}' holds no model: there is no config.json in it. Did its training end?")
+    return path

@@ -1,0 +1,87 @@
+"""`hf-grounding ground`: where in a photo are the phrases?"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from .common import model_folder, print_json, working
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..processing.grounding import Grounding
+
+
+def ground(
+    photo: Annotated[str, typer.Argument(help="Image file or URL.")],
+    text: Annotated[
+        str, typer.Argument(help='A phrase, or a sentence with its phrases marked: "[a man] rides [a horse]".')
+    ],
+    model: Annotated[str, typer.Option(help="Output folder of `hf-grounding train`, or a model on the Hub.")],
+    draw: Annotated[Path | None, typer.Option(help="Draw heatmaps, points and boxes to this image file.")] = None,
+    query_heatmap: Annotated[
+        Literal["word", "sentence", "auto"] | None,
+        typer.Option("--query_heatmap", help="Heatmap of a phrase: of its words, of the sentence, or by its length."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Results as one JSON line.")] = False,
+) -> None:
+    """Find phrases in a photo.
+
+    Prints point (x, y), box (x1, y1, x2, y2) and score of each phrase, in pixels of the upright photo.
+    """
+    if draw is not None:
+        _check_image_name(draw)
+    is_local = Path(model).exists() or model.count("/") != 1 or model.startswith((".", "/", "~"))
+    if is_local:
+        model_folder(Path(model))
+    with working():
+        from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
+
+        from ..pipelines import PhraseGroundingPipeline, load_photo
+
+        image = load_photo(photo)
+        try:
+            # Not by `transformers.pipeline`, whose error for a model that cannot be loaded holds whole tracebacks.
+            network = AutoModelForZeroShotObjectDetection.from_pretrained(model)
+            processor = AutoProcessor.from_pretrained(model)
+        except Exception as error:  # whatever is missing from it or damaged
+            where = "" if is_local else ", which is no folder here,"
+            raise ValueError(f"Model '{model}'{where} cannot be loaded: {error}") from error
+        groundings = PhraseGroundingPipeline(network, processor=processor)(image, text, query_heatmap=query_heatmap)
+    if draw is not None:
+        _save_drawing(image, groundings, draw)
+    if as_json:
+        print_json({"photo": photo, "text": text, "groundings": [grounding.to_dict() for grounding in groundings]})
+        return
+    for grounding in groundings:
+        typer.echo(_line(grounding))
+
+
+def _line(grounding: "Grounding") -> str:
+    if grounding.point is None or grounding.box is None:
+        return f"{grounding.phrase}: not found"
+    point, box = (", ".join(f"{x:.0f}" for x in numbers) for numbers in (grounding.point, grounding.box))
+    return f"{grounding.phrase}: point ({point}), box ({box}), score {grounding.score:.2f}"
+
+
+def _check_image_name(path: Path) -> None:
+    """Before the work, not after."""
+    from PIL import Image
+
+    if path.suffix.lower() not in Image.registered_extensions():
+        raise typer.BadParameter(f"--draw '{path}' must end in the name of an image format, such as .png or .jpg.")
+
+
+def _save_drawing(image: "Image.Image", groundings: "list[Grounding]", path: Path) -> None:
+    """Written aside and renamed, so that a full disk leaves no half picture."""
+    from ..visualization import draw_groundings
+
+    picture = draw_groundings(image, groundings)
+    aside = path.with_name(f".part-{path.name}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        picture.save(aside)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)

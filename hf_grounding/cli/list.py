@@ -1,0 +1,38 @@
+"""`hf-grounding list`: what there is, one line each."""
+
+import inspect
+from typing import Annotated
+
+import typer
+
+from .common import print_json
+
+# Written out, because importing a model brings torch.
+MODELS = {
+    "multilevel_grounding": "Multi-level common semantic space: heatmaps for words and phrases, learned from captions."
+}
+METRICS = ("attention_correctness", "level_selection_rates", "pointing_game")
+
+
+def list_(as_json: Annotated[bool, typer.Option("--json", help="One JSON line.")] = False) -> None:
+    """Recipes, models, data sets and metrics, one line each."""
+    from .. import metrics
+    from ..data import list_datasets
+    from ..training.recipe import list_recipes
+
+    # The first line of a metric's file says what it asks.
+    lines = {name: inspect.getdoc(inspect.getmodule(getattr(metrics, name))) or "" for name in METRICS}
+    everything = {
+        "recipes": list_recipes(),
+        "models": MODELS,
+        "datasets": list_datasets(),
+        "metrics": {name: line.partition("\n")[0] for name, line in lines.items()},
+    }
+    if as_json:
+        print_json(everything)
+        return
+    width = max(len(name) for names in everything.values() for name in names)
+    for kind, names in everything.items():
+        typer.echo(f"{kind}:")
+        for name, line in names.items():
+            typer.echo(f"  {name:{width}}  {line}")

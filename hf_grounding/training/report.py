@@ -1,0 +1,206 @@
+"""A run's `report.html`: its numbers beside trivial baselines, its training curve, and phrases chosen by a rule, not by hand."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from PIL import ImageOps
+
+from ..metrics.pointing_game import pointing_hits
+from ..processing.grounding import Grounding
+from ..visualization import Example, Report, Table, draw_grounding
+
+# name in the trainer's log -> name in the report, factor
+_CURVES = {
+    "loss": ("training loss", 1),
+    "learning_rate": ("learning rate", 1),
+    "eval_pointing_accuracy": ("pointing game, %", 100),
+    "eval_attention_correctness": ("attention correctness, %", 100),
+}
+
+
+def build_report(
+    title: str,
+    results: Mapping[str, Any],
+    predictions: Mapping[str, list],
+    rows: Dataset,
+    settings: Mapping[str, Any],
+    *,
+    num_examples: int = 6,
+) -> Report:
+    r"""Report of an evaluation, or of a training with the evaluation at its end.
+
+    Args:
+        title (`str`): Heading.
+        results (`dict`): Of `training.run.train` or `evaluate`; `curve`, the trainer's log, may be absent.
+        predictions (`dict`): Of `predict_groundings` on `rows`.
+        rows (`datasets.Dataset`): The split that was evaluated, with the photos.
+        settings (`dict`): Every setting of the run.
+        num_examples (`int`): Examples of each group.
+    """
+    protocol = results["model"]["protocol"]
+    hits, counted = pointing_hits(
+        predictions["point"],
+        predictions["boxes"],
+        predictions["image_size"],
+        categories=predictions["categories"],
+        **{name: protocol[name] for name in ("box_rule", "min_box_area", "skip_categories")},
+    )
+    groups, rule = choose_examples(predictions, hits, counted, num_examples)
+    return Report(
+        title=title,
+        settings=settings,
+        protocol=protocol_of(results),
+        metrics=result_tables(results),
+        curve=_curve(results.get("curve") or ()),
+        examples=_draw_examples(groups, hits, predictions, rows),
+        rule=rule,
+    )
+
+
+def protocol_of(results: Mapping[str, Any]) -> dict[str, Any]:
+    """How the numbers were measured, flat enough for one line."""
+    pointing = results["model"]
+    facts = {name: results[name] for name in ("split", "num_images", "query_heatmap") if name in results}
+    facts |= {name: pointing["protocol"][name] for name in ("box_rule", "min_box_area", "skip_categories")}
+    facts |= {"phrases counted": pointing["count"], "phrases skipped": sum(pointing["skipped"].values())}
+    facts["intervals"] = f"95 %, bootstrap over images, {pointing['protocol']['num_resamples']} resamples"
+    names = ("seed", "epochs", "best_step", "training_seconds", "date", "machine")
+    return facts | {name: results[name] for name in names if name in results}
+
+
+def result_tables(results: Mapping[str, Any]) -> list[Table]:
+    """The numbers of a run, in percent: for the report, and for `hf-grounding evaluate`."""
+    pointing, correctness = results["model"], results["attention_correctness"]
+    baselines = results["baselines"]
+    categories = sorted(pointing["by_category"], key=lambda name: -pointing["by_category"][name]["count"])
+
+    def part(scores: Mapping[str, Any], category: str | None) -> Mapping[str, Any]:
+        return scores if category is None else scores["by_category"].get(category, {})
+
+    main = [
+        {
+            "category": category or "all",
+            "pointing game": _percent(part(pointing, category)["pointing_accuracy"]),
+            "95 % interval": _interval(part(pointing, category)["interval"]),
+            **{name: _percent(part(scores, category)["pointing_accuracy"]) for name, scores in baselines.items()},
+            "attention correctness": _percent(part(correctness, category).get("attention_correctness")),
+            "phrases": part(pointing, category)["count"],
+        }
+        for category in (None, *categories)
+    ]
+    note = f"{' and '.join(baselines)}: the pointing game of these trivial answers. A phrase of several categories counts in each."
+    tables = [Table("Phrase grounding, %", main, note)]
+    if "boxes" in results:
+        rows = [
+            {
+                "measure": "IoU of .5 or more",
+                "phrases, %": _percent(results["boxes"]["box_accuracy"]),
+                "phrases": results["boxes"]["count"],
+            }
+        ]
+        tables.append(Table("Predicted boxes", rows, "Against the best of a phrase's annotated boxes."))
+    return [*tables, _level_table(results["levels"], categories)]
+
+
+def _level_table(levels: Mapping[str, Any], categories: Sequence[str]) -> Table:
+    by_category = {name: levels["by_category"][name] for name in categories if name in levels["by_category"]}
+    rows = {"all": {"rates": levels["average"], "count": levels["count"]}} | by_category
+    return Table(
+        "Level chosen by the words, %",
+        [
+            {
+                "category": name,
+                **{f"level {level}": _percent(rate) for level, rate in enumerate(row["rates"])},
+                "words": row["count"],
+            }
+            for name, row in rows.items()
+        ],
+        "Level 0 is the lowest of the backbone's.",
+    )
+
+
+def choose_examples(
+    predictions: Mapping[str, list], hits: np.ndarray, counted: np.ndarray, count: int = 6
+) -> tuple[dict[str, list[int]], str]:
+    r"""Phrases to show, by a rule that looks at scores, hits and order alone.
+
+    Args:
+        predictions (`dict`): Of `predict_groundings`.
+        hits, counted (`np.ndarray` of shape `(n,)`): Which phrases are hits, and which count, see `pointing_hits`.
+        count (`int`): Phrases of each group, fewer where there are no more.
+
+    Returns:
+        For each group the indices of its phrases, and the rule in words.
+    """
+    indices = np.flatnonzero(counted)
+    by_score = indices[np.argsort(-np.asarray(predictions["score"])[indices], kind="stable")]
+
+    def best(wanted: np.ndarray) -> list[int]:
+        first_of_image: dict[str, int] = {}
+        for index in by_score[wanted[by_score]].tolist():
+            first_of_image.setdefault(predictions["image_id"][index], index)
+        return list(first_of_image.values())[:count]
+
+    stride = max(1, len(indices) // count)
+    groups = {"good": best(hits), "typical": indices[stride // 2 :: stride][:count].tolist(), "failed": best(~hits)}
+    rule = (
+        f"of the {len(indices)} phrases counted, of which {hits[indices].mean():.1%} are hits. Good: the hits with the highest "
+        f"scores, one for each photo. Typical: one of every {stride} phrases in the order of the data set, hit or miss. Failed: the "
+        "misses with the highest scores, one for each photo."
+    )
+    return groups, rule
+
+
+def _draw_examples(
+    groups: Mapping[str, list[int]], hits: np.ndarray, predictions: Mapping[str, list], rows: Dataset
+) -> list[Example]:
+    row_of_image = {image_id: row for row, image_id in enumerate(rows["image_id"])}
+    examples = []
+    for group, indices in groups.items():
+        for index in indices:
+            phrase = {name: values[index] for name, values in predictions.items()}
+            row = rows[row_of_image[phrase["image_id"]]]
+            photo = ImageOps.exif_transpose(row["image"])
+            # Predictions are in pixels of the annotated image; the stored photo may be smaller.
+            scale = np.array([photo.width / row["width"], photo.height / row["height"]])
+            found = not np.isnan(phrase["point"]).any()
+            box = phrase["box"] if found and phrase.get("box") is not None else None
+            grounding = Grounding(
+                phrase["phrase"],
+                phrase["span"],
+                box=None if box is None else _scaled(box, scale),
+                point=_scaled(phrase["point"], scale) if found else None,
+                score=phrase["score"],
+                heatmap=phrase["heatmap"],
+            )
+            picture = draw_grounding(
+                photo, grounding, boxes=[_scaled(each, scale) for each in phrase["boxes"]], width=480
+            )
+            words, (start, end) = row["captions"][phrase["sentence"]].split(), phrase["span"]
+            caption = " ".join([*words[:start], f"[{' '.join(words[start:end])}]", *words[end:]])
+            note = f"{'Hit' if hits[index] else 'Miss'}; {', '.join(phrase['categories']) or 'no category'}; photo {phrase['image_id']}"
+            examples.append(Example(group, caption, picture, note))
+    return examples
+
+
+def _scaled(coordinates: Sequence[float], scale: np.ndarray) -> tuple[Any, ...]:
+    """x, y or x1, y1, x2, y2 times (x scale, y scale)."""
+    return tuple((np.reshape(coordinates, (-1, 2)) * scale).ravel().tolist())
+
+
+def _curve(log: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    entries = [
+        {"step": entry["step"]} | {name: entry[key] * factor for key, (name, factor) in _CURVES.items() if key in entry}
+        for entry in log
+    ]
+    return [entry for entry in entries if len(entry) > 1]
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else round(100 * share, 1)
+
+
+def _interval(interval: Sequence[float] | None) -> str:
+    return "–" if interval is None else f"{100 * interval[0]:.1f} – {100 * interval[1]:.1f}"

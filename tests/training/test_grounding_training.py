@@ -1,0 +1,203 @@
+"""Training of phrase grounding: resuming, several processes, mirroring, schedules, and what a run leaves behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from hf_grounding import MultiLevelGroundingModel, load_grounding_dataset
+from hf_grounding.training.grounding_data import CaptionPerImage, mirror
+from hf_grounding.training.grounding_evaluation import box_accuracy
+from hf_grounding.training.grounding_trainer import GroundingTrainer, GroundingTrainingArguments
+from hf_grounding.training.recipe import Recipe
+from hf_grounding.training.run import last_complete_checkpoint, train
+
+ROOT = Path(__file__).resolve().parents[2]
+
+RECIPE = {
+    "description": "tiny",
+    "dataset": {"name": "scenes", "options": {"num_train": 24, "num_val": 6, "num_test": 0, "image_size": 64}},
+    "backbone": {
+        "config": {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
+        "levels": [1, 2],
+        "image_size": 64,
+    },
+    "model": {"supervision": "boxes", "grid_size": 4, "hidden_size": 12, "visual_hidden_sizes": [12], "word_embedding_size": 6},
+    "training": {
+        "num_train_epochs": 3,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 0.05,
+        "optim": "sgd",
+        "eval_strategy": "no",
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "logging_steps": 1,
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+    },
+}
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    recipe = json.loads(json.dumps(RECIPE))
+    recipe["backbone"]["feature_dir"] = str(tmp_path / "features")
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+SCRIPT = """
+import sys, time
+from hf_grounding.training.recipe import Recipe
+from hf_grounding.training import run, grounding_trainer
+if sys.argv[3:] == ["slowly"]:
+    step = grounding_trainer.GroundingTrainer.training_step
+    def slow(self, *args, **kwargs):
+        time.sleep(0.5)
+        return step(self, *args, **kwargs)
+    grounding_trainer.GroundingTrainer.training_step = slow
+run.train(Recipe.load(sys.argv[1]), sys.argv[2], resume=sys.argv[3:] == ["resume"])
+"""
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+
+
+def _losses(results: Path) -> dict[int, float]:
+    curve = json.loads((results / "results.json").read_text())["curve"]
+    return {entry["step"]: entry["loss"] for entry in curve if "loss" in entry}
+
+
+def test_a_run_killed_and_resumed_has_the_losses_of_an_uninterrupted_one(recipe_file: Path, tmp_path: Path):
+    train(Recipe.load(recipe_file), tmp_path / "whole")
+    call = [sys.executable, "-c", SCRIPT, str(recipe_file), str(tmp_path / "killed")]
+    process = subprocess.Popen([*call, "slowly"], env=_environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while not list((tmp_path / "killed").glob("checkpoint-4/trainer_state.json")):
+        assert process.poll() is None and time.time() < deadline, "the run ended before it could be killed"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "model.safetensors").exists()
+    half_written = tmp_path / "killed" / "checkpoint-7"  # what a kill in the middle of saving leaves
+    half_written.mkdir()
+    (half_written / "trainer_state.json").write_text('{"epoch": 2.')
+    subprocess.run([*call, "resume"], env=_environment(), check=True, capture_output=True)
+    assert _losses(tmp_path / "killed") == _losses(tmp_path / "whole")
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("killed", "whole")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+
+
+@pytest.mark.parametrize("supervision", ["weak", "boxes"])
+def test_two_processes_train_the_model_of_one_with_the_same_global_batch(recipe_file: Path, tmp_path: Path, supervision: str):
+    values = yaml.safe_load(recipe_file.read_text())
+    values["model"]["supervision"] = supervision
+    recipe_file.write_text(yaml.safe_dump(values))
+    train(Recipe.load(recipe_file), tmp_path / "one")
+    values["training"]["per_device_train_batch_size"] = 4
+    recipe_file.write_text(yaml.safe_dump(values))
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script), str(recipe_file), str(tmp_path / "two")]
+    done = subprocess.run([sys.executable, *command], env=_environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    untrained = load_file(tmp_path / "one" / "checkpoint-2" / "model.safetensors")
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], atol=2e-6, rtol=1e-4)
+    assert any(not torch.equal(one[name], untrained[name]) for name in one)
+    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
+    assert results[0]["model"]["count"] == results[1]["model"]["count"]
+
+
+def test_a_run_leaves_a_loadable_model_its_recipe_results_and_report(recipe_file: Path, tmp_path: Path):
+    results = train(Recipe.load(recipe_file, {"max_steps": "2"}), tmp_path / "run")
+    files = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"config.json", "model.safetensors", "processor_config.json", "recipe.yaml", "results.json", "report.html"} <= files
+    assert ".saving" not in files
+    MultiLevelGroundingModel.from_pretrained(tmp_path / "run")
+    assert Recipe.load(tmp_path / "run").training["max_steps"] == 2
+    assert 0 <= results["model"]["pointing_accuracy"] <= 1
+    assert set(results["baselines"]) == {"random point", "image centre"}
+
+
+def test_features_are_reused_until_backbone_or_images_change(recipe_file: Path, tmp_path: Path):
+    folder = tmp_path / "features"
+    train(Recipe.load(recipe_file, {"max_steps": "1"}), tmp_path / "a")
+    first = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    train(Recipe.load(recipe_file, {"max_steps": "1"}), tmp_path / "b")
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == first
+    train(Recipe.load(recipe_file, {"max_steps": "1", "training.seed": "5"}), tmp_path / "c")  # other random backbone
+    assert len(list(folder.iterdir())) == 2 * len(first)
+
+
+def test_no_complete_checkpoint_to_resume_from_is_an_error(recipe_file: Path, tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="no complete checkpoint to resume from"):
+        train(Recipe.load(recipe_file), tmp_path / "new", resume=True)
+    (tmp_path / "checkpoint-3").mkdir()
+    with pytest.raises(FileNotFoundError, match="no complete checkpoint"):
+        last_complete_checkpoint(tmp_path)
+
+
+def test_each_epoch_draws_one_caption_of_every_image_from_seed_epoch_and_image_alone():
+    rows = load_grounding_dataset("scenes", split="train", num_train=12, num_val=0, num_test=0, image_size=64)
+    data = CaptionPerImage(rows, seed=3, flip=True)
+    first = [data[i] for i in range(12)]
+    assert [data[i] for i in reversed(range(12))] == first[::-1]
+    data.set_epoch(1)
+    second = [data[i] for i in range(12)]
+    assert [example["image_id"] for example in second] == [example["image_id"] for example in first]
+    assert second != first
+    assert {example["flipped"] for example in first + second} == {True, False}
+    for example, row in zip(first, rows, strict=True):
+        assert example["flipped"] or example["caption"] in row["captions"]
+        for phrase in example["phrases"]:
+            words = example["caption"].split()[phrase["start"] : phrase["end"]]
+            assert example["flipped"] or " ".join(words) == phrase["phrase"]
+
+
+def test_mirroring_moves_boxes_to_the_other_side_and_swaps_left_and_right():
+    example = {
+        "size": (50, 100),
+        "caption": "a dog left of a cat",
+        "phrases": [{"start": 0, "end": 2, "boxes": [[10.0, 5.0, 30.0, 40.0]]}],
+    }
+    mirrored = mirror(example)
+    assert mirrored["caption"] == "a dog right of a cat"
+    assert mirrored["phrases"][0]["boxes"] == [[70.0, 5.0, 90.0, 40.0]]
+    assert mirror(mirrored) == example
+
+
+def test_the_learning_rate_is_halved_when_the_named_epochs_are_done(tmp_path: Path):
+    args = GroundingTrainingArguments(
+        output_dir=str(tmp_path), num_train_epochs=20, learning_rate=1e-3, halve_learning_rate_at=[9, 14], use_cpu=True, report_to="none"
+    )
+    trainer = GroundingTrainer(model=torch.nn.Linear(1, 1), args=args, train_dataset=[0] * 80)
+    trainer.create_optimizer()
+    scheduler = trainer.create_scheduler(num_training_steps=200)  # 10 steps an epoch
+    rates = []
+    for _ in range(200):
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        trainer.optimizer.step()
+        scheduler.step()
+    # The authors' notebooks: 1e-3 in epochs 0-8, 5e-4 in 9-13, 2.5e-4 from 14 on.
+    assert rates[0] == rates[89] == 1e-3 and rates[90] == rates[139] == 5e-4 and rates[140] == rates[199] == 2.5e-4
+
+
+def test_box_accuracy_needs_half_of_the_union_with_any_box():
+    # 10 x 10 against 10 x 20 around it: IoU 100 / 200 = .5 counts; against 10 x 21: 100 / 210 does not.
+    truth = [[[0, 0, 10, 20]], [[50, 50, 60, 60], [0, 0, 10, 21]], [[0, 0, 1, 1]]]
+    predicted = [[0, 0, 10, 10], [0, 0, 10, 10], [np.nan] * 4]
+    assert box_accuracy(predicted, truth) == {"box_accuracy": 1 / 3, "count": 3}
