@@ -69,7 +69,7 @@ setup(
         "jinja2",
         "tqdm",
         "matplotlib",
-        "typer",
+        "typer>=0.19",
         "rich",
     ],
     extras_require={"dev": ["pytest", "ruff", "mypy", "types-PyYAML", "build", "setuptools>=77"]},

@@ -1,6 +1,6 @@
 """`pipeline("phrase-grounding", model=...)`: a photo and text in, the place of each phrase out.
 
-The task joins transformers' registry by itself once `hf_grounding` and `transformers.pipelines` are imported, see `_auto.py`.
+The task joins transformers' registry once both `hf_grounding` and `transformers.pipelines` are imported, see `_auto`.
 """
 
 import os
@@ -44,8 +44,8 @@ class PhraseGroundingPipeline(Pipeline):
         super().__init__(*args, **kwargs)
         if not hasattr(self.processor, "post_process_grounding"):
             raise ValueError(
-                f"{type(self.model).__name__} has no processor for phrase grounding, got {type(self.processor).__name__}; "
-                "give a model of this package, and with a model object its `processor` too."
+                f"{type(self.model).__name__} has no processor for phrase grounding, got "
+                f"{type(self.processor).__name__}; give a model of this package, and its `processor` too."
             )
         self.model.eval()
 
@@ -54,16 +54,17 @@ class PhraseGroundingPipeline(Pipeline):
         Args:
             image: A photo: path, URL, or PIL image. Or a list of photos. Or, without `text`, any dictionary, list,
                 data set or generator of `{"image": photo, "text": text}`.
-            text: One phrase, or a sentence with its phrases in square brackets. Or a list, one for each photo; one text goes with
-                all photos, and one photo with all texts.
+            text: One phrase, or a sentence with its phrases in square brackets. Or a list, one for each photo; one text
+                goes with all photos, and one photo with all texts.
 
         Returns:
-            A list with the [`Grounding`] of each phrase, in the order of the text, in pixels of the upright photo. A list of these
-            lists if photos or texts are a list.
+            A list with the [`Grounding`] of each phrase, in the order of the text, in pixels of the upright photo. A
+            list of these lists if photos or texts are a list.
 
         Raises:
             FileNotFoundError: If there is no such photo.
-            ValueError: If the photo cannot be read, the text is empty, its brackets do not pair, or the lists differ in length.
+            ValueError: If the photo cannot be read, the text is empty, its brackets do not pair, or the lists differ in
+                length.
         """
         if text is None:
             return super().__call__(image, **kwargs)
@@ -138,7 +139,8 @@ def load_photo(image: Any, timeout: float | None = None) -> Image.Image:
         return load_image(photo, timeout=timeout)
     except Image.DecompressionBombError as error:
         raise ValueError(
-            f"{name} is larger than PIL opens: {error} Make it smaller, or raise `PIL.Image.MAX_IMAGE_PIXELS` if you trust it."
+            f"{name} is larger than PIL opens: {error} Make it smaller, or, if you trust it, raise "
+            "`PIL.Image.MAX_IMAGE_PIXELS`."
         ) from error
     except Exception as error:  # damaged files end in many kinds of errors: OSError, SyntaxError, struct.error, ...
         raise ValueError(f"{name} cannot be read as an image: {error}") from error

@@ -1,4 +1,4 @@
-"""The task "phrase-grounding" of `transformers.pipeline`: photos and texts in every form, batches, and broken photos."""
+"""The task "phrase-grounding" of `transformers.pipeline`: photos and texts in every form, batches, broken photos."""
 
 import base64
 import subprocess
@@ -197,7 +197,7 @@ def test_a_missing_photo_is_named(pipe):
 
 
 def test_unknown_query_heatmap_names_the_known(pipe, photo):
-    with pytest.raises(ValueError, match="must be one of .*'auto', 'word', 'sentence'"):
+    with pytest.raises(ValueError, match=r"must be one of .*'auto', 'word', 'sentence'"):
         pipe(photo, TEXT, query_heatmap="words")
 
 

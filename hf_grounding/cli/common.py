@@ -71,7 +71,7 @@ def _drop_unwritten_output() -> None:
 
 @contextmanager
 def working(level: int = logging.WARNING) -> Iterator[None]:
-    """Whatever the libraries print while they work goes to stderr, log messages from `level` on; no bars for loading weights."""
+    """What libraries print goes to stderr, as do our log messages from `level` on; no bars for loading weights."""
     from transformers.utils import logging as transformers_logging
 
     logging.basicConfig(format="%(message)s")

@@ -35,7 +35,7 @@ def evaluate(
 ) -> None:
     """Measure a trained model.
 
-    Pointing game and attention correctness with 95 % intervals beside trivial baselines, by category; boxes; chosen levels.
+    Pointing game and attention correctness by category, with 95 % intervals and trivial baselines; boxes; levels.
     """
     model_folder(model_dir)
     with working(logging.INFO):

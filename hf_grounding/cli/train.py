@@ -25,7 +25,7 @@ def train(
 ) -> None:
     """Train a recipe and measure the model.
 
-    The output folder gets the model, its results and report.html. After Ctrl-C, --resume goes on from the last checkpoint.
+    The output folder gets the model, its results and report.html. After Ctrl-C, --resume goes on where checkpoints end.
 
     Every setting of the recipe can be overridden: --key value, or --section.key value where a key is in two sections.
     """

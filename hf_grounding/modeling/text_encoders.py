@@ -37,6 +37,7 @@ class PretrainedTextEncoder(nn.Module):
         self.set_model(AutoModel.from_config(config.text_config))
         self.width = config.text_config.hidden_size
         self.num_layers = config.text_config.num_hidden_layers + 1
+        self.train()  # a frozen one starts in eval mode
 
     def set_model(self, model: nn.Module) -> None:
         r"""Uses `model`, of the same configuration, such as a pretrained one."""

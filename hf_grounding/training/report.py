@@ -1,4 +1,4 @@
-"""A run's `report.html`: its numbers beside trivial baselines, its training curve, and phrases chosen by a rule, not by hand."""
+"""A run's `report.html`: numbers beside trivial baselines, the training curve, phrases chosen by rule, not by hand."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,6 @@ from ..visualization import Example, Report, Table, draw_grounding
 # name in the trainer's log -> name in the report, factor
 _CURVES = {
     "loss": ("training loss", 1),
-    "learning_rate": ("learning rate", 1),
     "eval_pointing_accuracy": ("pointing game, %", 100),
     "eval_attention_correctness": ("attention correctness, %", 100),
 }
@@ -90,7 +89,7 @@ def result_tables(results: Mapping[str, Any]) -> list[Table]:
         }
         for category in (None, *categories)
     ]
-    note = f"{' and '.join(baselines)}: the pointing game of these trivial answers. A phrase of several categories counts in each."
+    note = f"{' and '.join(baselines)}: pointing game of trivial answers. A phrase with several categories is in each."
     tables = [Table("Phrase grounding, %", main, note)]
     if "boxes" in results:
         rows = [
@@ -146,9 +145,9 @@ def choose_examples(
     stride = max(1, len(indices) // count)
     groups = {"good": best(hits), "typical": indices[stride // 2 :: stride][:count].tolist(), "failed": best(~hits)}
     rule = (
-        f"of the {len(indices)} phrases counted, of which {hits[indices].mean():.1%} are hits. Good: the hits with the highest "
-        f"scores, one for each photo. Typical: one of every {stride} phrases in the order of the data set, hit or miss. Failed: the "
-        "misses with the highest scores, one for each photo."
+        f"of the {len(indices)} phrases counted, of which {hits[indices].mean():.1%} are hits. Good: the hits with the "
+        f"highest scores, one for each photo. Typical: one of every {stride} phrases in the order of the data set, hit "
+        "or miss. Failed: the misses with the highest scores, one for each photo."
     )
     return groups, rule
 
@@ -180,7 +179,8 @@ def _draw_examples(
             )
             words, (start, end) = row["captions"][phrase["sentence"]].split(), phrase["span"]
             caption = " ".join([*words[:start], f"[{' '.join(words[start:end])}]", *words[end:]])
-            note = f"{'Hit' if hits[index] else 'Miss'}; {', '.join(phrase['categories']) or 'no category'}; photo {phrase['image_id']}"
+            verdict, categories = "Hit" if hits[index] else "Miss", ", ".join(phrase["categories"]) or "no category"
+            note = f"{verdict}; {categories}; photo {phrase['image_id']}"
             examples.append(Example(group, caption, picture, note))
     return examples
 

@@ -1,4 +1,4 @@
-"""What the command answers to mistakes: one line that says what is wrong and what to do, the right exit code, no traceback."""
+"""What the command answers to mistakes: one line that says what is wrong, the right exit code, no traceback."""
 
 import json
 import re

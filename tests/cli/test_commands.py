@@ -29,7 +29,7 @@ def one_line(text: str) -> dict:
 
 
 def test_help_answers_without_torch():
-    code = "import sys; from hf_grounding.cli import app; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    code = "import sys, hf_grounding.cli; print([name for name in ('torch', 'transformers') if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 
@@ -116,6 +116,7 @@ def test_evaluate_prints_numbers_baselines_protocol_and_levels_and_writes_a_repo
     for words in ("95 % interval", "random point", "image centre", "Level chosen", "split test", "box_rule union"):
         assert words in answer.out
     assert "on test" in report.read_text()
+    assert "training loss" in report.read_text()
 
 
 def test_ground_prints_a_line_for_each_phrase(trained):

@@ -28,7 +28,9 @@ def test_derived_defaults_follow_what_is_given():
     assert MultiLevelGroundingConfig(hidden_size=8).visual_hidden_sizes == [8, 8, 8]
     assert MultiLevelGroundingConfig().sentence_pooling == "boundary"
     assert MultiLevelGroundingConfig(text_config=BertConfig()).sentence_pooling == "mean"
-    assert MultiLevelGroundingConfig(text_config=BertConfig(), sentence_pooling="boundary").sentence_pooling == "boundary"
+    assert (
+        MultiLevelGroundingConfig(text_config=BertConfig(), sentence_pooling="boundary").sentence_pooling == "boundary"
+    )
 
 
 @pytest.mark.parametrize(
@@ -69,7 +71,10 @@ def test_types_are_checked_on_later_assignment_too():
     [
         ({"level_channels": []}, "`level_channels` is empty; give the channels of at least one level"),
         ({"backbone_config": MobileNetV2Config()}, "names 0 maps but `level_channels` has 4"),
-        ({"backbone_config": MobileNetV2Config(), "backbone_levels": [1, 2]}, "names 2 maps but `level_channels` has 4"),
+        (
+            {"backbone_config": MobileNetV2Config(), "backbone_levels": [1, 2]},
+            "names 2 maps but `level_channels` has 4",
+        ),
         ({"word_level": 4}, r"`word_level` must be in 0..3 or None, got 4"),
         ({"sentence_level": -1}, r"`sentence_level` must be in 0..3 or None, got -1"),
         ({"level_channels": [3, 3], "word_level": 2}, r"`word_level` must be in 0..1 or None, got 2"),
@@ -77,7 +82,10 @@ def test_types_are_checked_on_later_assignment_too():
         ({"grid_size": 0}, "`grid_size` must be 1 or more, got 0"),
         ({"hidden_size": -3}, "`hidden_size` must be 1 or more, got -3"),
         ({"attention_chunk_size": 0}, "`attention_chunk_size` must be 1 or more, got 0"),
-        ({"visual_hidden_sizes": [8, 8]}, r"last of `visual_hidden_sizes` must be `hidden_size` \(1024\), got \[8, 8\]"),
+        (
+            {"visual_hidden_sizes": [8, 8]},
+            r"last of `visual_hidden_sizes` must be `hidden_size` \(1024\), got \[8, 8\]",
+        ),
         ({"visual_hidden_sizes": []}, r"last of `visual_hidden_sizes` must be `hidden_size` \(1024\), got \[\]"),
         ({"sentence_pooling": "mean"}, '`sentence_pooling="mean"` needs a `text_config`'),
         ({"gamma_1": 0}, "`gamma_1` must be above 0, got 0"),

@@ -1,4 +1,4 @@
-"""Each equation of the multi-level common space against a slow, literal version with loops, and values worked by hand."""
+"""Each equation of the multi-level common space against a slow, literal version with loops and by hand."""
 
 from math import exp, floor, log, sqrt
 from typing import Any
@@ -46,7 +46,7 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def unit(x: torch.Tensor) -> torch.Tensor:
     """`x / sqrt(max(sum x^2, 1e-12))` of one vector."""
-    return x / sqrt(max(sum(float(value) ** 2 for value in x), 1e-12))
+    return x / sqrt(max(sum(value**2 for value in x.tolist()), 1e-12))
 
 
 def texts_and_cells() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -80,7 +80,9 @@ def literal_scores(units: torch.Tensor, cells: torch.Tensor, normalized: bool = 
     weights = literal_weights(units, cells, **{"attention": "relu", "axis": "regions", **attention})
     scores = []
     for unit_, levels in zip(units, weights, strict=True):
-        attended = [sum(h * cell for h, cell in zip(row, level, strict=True)) for row, level in zip(levels, cells)]
+        attended = [
+            sum(h * cell for h, cell in zip(row, level, strict=True)) for row, level in zip(levels, cells, strict=True)
+        ]
         scores.append([float((unit(a) if normalized else a) @ unit_) for a in attended])
     return scores, weights
 
@@ -237,14 +239,14 @@ def test_regulariser_is_half_the_sum_of_squared_mapping_weights_without_biases()
     for name, parameter in model.named_parameters():
         torch.nn.init.constant_(parameter, 2.0)
         if "mapping" in name and name.endswith("weight"):
-            total = sum(float(value) ** 2 for value in parameter.flatten())
+            total = sum(value**2 for value in parameter.flatten().tolist())
             visual, text = (visual + total, text) if name.startswith("visual") else (visual, text + total)
     # 4 x for each weight: levels 3-4-6 and 5-4-6, words and sentences 8-6-6
     assert visual == 4 * (3 * 4 + 4 * 6 + 5 * 4 + 4 * 6)
     assert text == 4 * 2 * (8 * 6 + 6 * 6)
-    assert float(model.regulariser()) == pytest.approx(0.3 / 2 * (visual + text))
+    assert model.regulariser().item() == pytest.approx(0.3 / 2 * (visual + text))
     model.config.l2_scope = "visual"
-    assert float(model.regulariser()) == pytest.approx(0.3 / 2 * visual)
+    assert model.regulariser().item() == pytest.approx(0.3 / 2 * visual)
 
 
 # The visual pathway
@@ -491,6 +493,6 @@ def test_box_supervision_adds_the_weighted_box_loss_of_the_phrase_heatmaps():
         model = MultiLevelGroundingModel(config(**settings)).double()
         output = model.ground(words, sentences, cells, MASK)
         model.add_loss(output, words, sentences, cells, MASK, mask, boxes)
-        losses.append(float(output.loss))
+        losses.append(output.loss.item())
     expected = float(box_loss(phrase_heatmaps(output.heatmaps, output.word_scores, mask), boxes, 4.0))
     assert losses[1] - losses[0] == pytest.approx(0.5 * expected)

@@ -1,7 +1,7 @@
 """The multi-level model and the pooling of its heatmaps against numbers made with the authors' own functions.
 
-Every `multilevel_*.safetensors` set in the golden folder is checked, in float64 and float32, at the sizes and tolerances
-of its manifest.
+Every `multilevel_*.safetensors` set in the golden folder is checked, in float64 and float32, at the sizes and
+tolerances of its manifest.
 """
 
 import json

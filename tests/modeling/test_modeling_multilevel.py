@@ -142,7 +142,9 @@ def test_longer_padding_changes_nothing():
     model, inputs = small_model(), {**small_inputs(), **box_inputs(), "return_loss": True}
     model.config.supervision = "boxes"
     expected = tensors_of(model(**inputs))
-    longer = {name: torch.nn.functional.pad(inputs[name], (0, 3)) for name in ("input_ids", "attention_mask", "phrase_mask")}
+    longer = {
+        name: torch.nn.functional.pad(inputs[name], (0, 3)) for name in ("input_ids", "attention_mask", "phrase_mask")
+    }
     actual = tensors_of(model(**{**inputs, **longer}))
     for name in ("heatmaps.0", "word_scores.0"):
         assert actual[name][:, 4:].eq(0).all()
@@ -304,7 +306,10 @@ def test_a_frozen_backbone_stays_in_eval_mode_and_keeps_its_statistics(config, l
 
 
 def test_a_frozen_text_encoder_stays_in_eval_mode_and_a_trained_one_follows():
-    frozen, trained = small_model(text_config=bert()).train(), small_model(text_config=bert(), freeze_text_encoder=False).train()
+    frozen, trained = (
+        small_model(text_config=bert()).train(),
+        small_model(text_config=bert(), freeze_text_encoder=False).train(),
+    )
     assert not any(module.training for module in frozen.text_encoder.modules())
     assert all(module.training for module in trained.text_encoder.modules())
 
@@ -357,7 +362,7 @@ def test_pixels_and_feature_maps_exclude_each_other():
 
 
 def test_a_model_without_backbone_asks_for_feature_maps():
-    with pytest.raises(ValueError, match="no backbone .* pass `feature_maps`"):
+    with pytest.raises(ValueError, match=r"no backbone .* pass `feature_maps`"):
         small_model()(pixel_values=pixels(), input_ids=IDS)
 
 

@@ -1,4 +1,4 @@
-"""The processor of the multi-level model: photos, captions and phrases to tensors, outputs to groundings, and its errors."""
+"""The processor of the multi-level model: photos, captions and phrases to tensors, outputs to groundings, errors."""
 
 from typing import Any
 
@@ -30,7 +30,15 @@ def photo(width: int = 20, height: int = 10) -> Image.Image:
 
 def data_phrase(start: int, end: int, *boxes: list[float]) -> dict[str, Any]:
     """As the data sets give them."""
-    return {"sentence": 0, "start": start, "end": end, "phrase": "", "entity_id": "1", "types": [], "boxes": list(boxes)}
+    return {
+        "sentence": 0,
+        "start": start,
+        "end": end,
+        "phrase": "",
+        "entity_id": "1",
+        "types": [],
+        "boxes": list(boxes),
+    }
 
 
 # Inputs
@@ -85,7 +93,10 @@ def test_feature_maps_pass_through_in_place_of_images():
 
 
 def test_a_longer_batch_only_pads():
-    alone, together = make_processor()(text="two dogs", phrases=[["dogs"]]), make_processor()(text=["two dogs", CAPTIONS[0]])
+    alone, together = (
+        make_processor()(text="two dogs", phrases=[["dogs"]]),
+        make_processor()(text=["two dogs", CAPTIONS[0]]),
+    )
     for name in ("input_ids", "attention_mask", "word_mask"):
         assert together[name][0, :2].tolist() == alone[name][0].tolist()
         assert together[name][0, 2:].eq(0).all()
@@ -136,7 +147,10 @@ def test_without_target_sizes_there_are_no_box_masks():
         ({"text": [["a"], ["b"]], "images": [photo()] * 3}, "3 images but text for 2"),
         ({"text": "a", "images": []}, "0 images but text for 1"),
         ({"text": ["a"], "feature_maps": (torch.zeros(2, 3, 4, 4),)}, "2 images but text for 1"),
-        ({"text": "a", "feature_maps": (torch.zeros(3, 4, 4),)}, r"Level 0 of `feature_maps` must be .* got \(3, 4, 4\)"),
+        (
+            {"text": "a", "feature_maps": (torch.zeros(3, 4, 4),)},
+            r"Level 0 of `feature_maps` must be .* got \(3, 4, 4\)",
+        ),
         ({"text": "a", "return_tensors": "np"}, "`return_tensors` must be \"pt\" .* got 'np'"),
     ],
 )
@@ -149,7 +163,9 @@ def test_inputs_that_do_not_fit_say_what_was_expected(arguments, message):
 def test_features_that_are_not_finite_are_named_by_level_and_row(value):
     maps = (torch.zeros(3, 2, 4, 4), torch.zeros(3, 2, 2, 2))
     maps[1][0, 1, 0, 1] = maps[1][2, 0, 1, 1] = value
-    with pytest.raises(ValueError, match=r"Level 1 of `feature_maps` has NaN or infinite values in rows \[0, 2\]; extract"):
+    with pytest.raises(
+        ValueError, match=r"Level 1 of `feature_maps` has NaN or infinite values in rows \[0, 2\]; extract"
+    ):
         make_processor()(text=["a", "b", "c"], feature_maps=maps)
 
 
@@ -188,8 +204,11 @@ def test_a_wrong_query_heatmap_is_refused():
 
 
 def made_up_outputs() -> MultiLevelGroundingOutput:
-    """Two captions of two words on a 3 x 3 grid. Caption 0: word 0 looks at the top left cell, word 1 at the bottom right
-    one, the sentence at the middle. Caption 1: words see nothing, the sentence the top right cell."""
+    """Two captions of two words on a 3 x 3 grid.
+
+    Caption 0: word 0 looks at the top left cell, word 1 at the bottom right one, the sentence at the middle. Caption 1:
+    its words see nothing, the sentence the top right cell.
+    """
     heatmaps, sentence = torch.zeros(2, 2, 3, 3), torch.zeros(2, 3, 3)
     heatmaps[0, 0, 0, 0] = heatmaps[0, 1, 2, 2] = 1
     sentence[0, 1, 1] = sentence[1, 0, 2] = 1
@@ -245,11 +264,21 @@ def test_groundings_are_in_pixels_of_each_original_image():
     assert nothing.heatmap.max() == 0
 
 
+def test_each_caption_is_measured_in_its_own_image():
+    processor = make_processor(query_heatmap="sentence")
+    inputs = processor(text=["a man", "two dogs"])
+    for sizes, middle, corner_x in (([(30, 90), (9, 6)], (44.0, 14.0), 4.0), ([(9, 6), (30, 90)], (2.0, 4.0), 60.0)):
+        (first,), (second,) = processor.post_process_grounding(made_up_outputs(), inputs, sizes)
+        assert first.point == middle
+        assert corner_x <= second.point[0] < sizes[1][1]
+        assert second.box[2] == sizes[1][1]
+
+
 def test_captions_that_share_an_image_share_its_size():
     processor = make_processor(query_heatmap="sentence")
     inputs = processor(text=[["a man", "two dogs"]])
     groundings = processor.post_process_grounding(made_up_outputs(), inputs, [(30, 90)])
-    assert groundings[0][0].point == (45.0, 15.0)
+    assert groundings[0][0].point == (44.0, 14.0)  # of the two by two middle pixels the first
     assert groundings[1][0].point[0] >= 60
     with pytest.raises(ValueError, match=r"`target_sizes` has 2 entries for 1 images; give \(height, width\) of each"):
         processor.post_process_grounding(made_up_outputs(), inputs, [(30, 90)] * 2)
@@ -335,7 +364,11 @@ def test_the_picture_is_stretched_not_cropped():
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "CMYK", "P", "YCbCr", "1", "I;16"])
 def test_every_image_mode_gives_the_picture_in_three_channels(mode):
     grey = Image.fromarray(np.repeat(np.array([[0, 255]], dtype=np.uint8), 4, axis=1).repeat(6, axis=0))
-    image = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257) if mode == "I;16" else grey.convert("RGB").convert(mode)
+    image = (
+        Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+        if mode == "I;16"
+        else grey.convert("RGB").convert(mode)
+    )
     assert image.mode == mode
     torch.testing.assert_close(pixels_of(image), pixels_of(grey.convert("RGB")), rtol=0, atol=0.02)
 

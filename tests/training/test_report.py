@@ -1,4 +1,4 @@
-"""The report of a run: examples chosen by the stated rule, numbers as the metrics give them, pictures in the photo's pixels."""
+"""The report of a run: examples chosen by the stated rule, numbers as the metrics give them, pictures in pixels."""
 
 import re
 
