@@ -1,10 +1,11 @@
-"""Training step of the multi-level common space against a literal transcription of its equations; one photo grounded end to end.
+"""Training step of the multi-level common space against a literal transcription of its equations; one photo end to end.
 
-    python benchmarks/multilevel.py            # the table of benchmarks/README.md: about 10 minutes on an idle machine
+    python benchmarks/multilevel.py            # the tables of benchmarks/README.md: about 15 minutes on an idle machine
     python benchmarks/multilevel.py --smoke    # small sizes, to see that it runs
 
-Every variant runs in a process of its own (peak memory is a process's), the two that are compared in turn, A B A B. A step is forward,
-backward and Adam from the feature maps of a frozen VGG16 (512 channels, 37 x 37 twice and 18 x 18 twice) and word ids; captions have 6 to T
+`keep_freed_memory` (training/run.py) is on for both sides unless said otherwise. Every variant runs in a process of its
+own (peak memory is a process's), the two that are compared in turn, A B A B. A step is forward, backward and Adam from
+the feature maps of a frozen VGG16 (512 channels, 37 x 37 twice and 18 x 18 twice) and word ids; captions have 6 to T
 words. The literal step forms every H[b, c, t, n, l] and every attended vector a[b, c, t, l].
 """
 
@@ -21,6 +22,7 @@ import torch.nn.functional as F
 
 from hf_grounding import MultiLevelGroundingConfig, MultiLevelGroundingModel
 from hf_grounding.modeling.modeling_multilevel import normalize
+from hf_grounding.training.run import keep_freed_memory
 
 PAPER = {"B": 32, "T": 20, "M": 18, "L": 4, "D": 1024}
 
@@ -77,8 +79,9 @@ def literal_loss(model: MultiLevelGroundingModel, batch: dict) -> torch.Tensor:
     return loss
 
 
-def run_worker(variant: str, sizes: dict[str, int], steps: int, chunk: int | None) -> dict:
-    torch.set_num_threads(2)
+def run_worker(variant: str, sizes: dict[str, int], steps: int, chunk: int | None, keep: bool) -> dict:
+    if keep:
+        keep_freed_memory()
     model, batch = make_model(sizes, chunk), make_batch(sizes)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -95,8 +98,8 @@ def run_worker(variant: str, sizes: dict[str, int], steps: int, chunk: int | Non
     return {"seconds": min(seconds[1:]), "peak_gib": peak / 2**20, "loss": losses[0]}
 
 
-def measure(variant: str, sizes: dict[str, int], steps: int, chunk: int | None = None) -> dict:
-    call = {"variant": variant, "sizes": sizes, "steps": steps, "chunk": chunk}
+def measure(variant: str, sizes: dict[str, int], steps: int, chunk: int | None, keep: bool = True) -> dict:
+    call = {"variant": variant, "sizes": sizes, "steps": steps, "chunk": chunk, "keep": keep}
     command = [sys.executable, __file__, "--worker", json.dumps(call)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
@@ -111,10 +114,55 @@ def compare(sizes: dict[str, int], steps: int, rounds: int, chunk: int | None) -
     peak = {name: statistics.median(r["peak_gib"] for r in rows) for name, rows in results.items()}
     gap = abs(results["ours"][0]["loss"] - results["literal"][0]["loss"])
     print(
-        f"| {sizes['B']} | {sizes['T']} | {sizes['M'] ** 2} | {sizes['D']} | {chunk or 'all'} | {median['ours']:.2f} | {median['literal']:.2f} "
+        f"| {sizes['B']} | {sizes['T']} | {sizes['M'] ** 2} | {sizes['D']} | {chunk or 'all'} "
+        f"| {median['ours']:.2f} | {median['literal']:.2f} "
         f"| {statistics.median(ratios):.2f} | {peak['ours']:.2f} | {peak['literal']:.2f} | {gap:.1e} |",
         flush=True,
     )
+
+
+def compare_memory_settings(sizes: dict[str, int], steps: int, rounds: int) -> None:
+    """Our step with and without `keep_freed_memory`."""
+    results: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(rounds):
+        for keep in results:
+            results[keep].append(measure("ours", sizes, steps, None, keep)["seconds"])
+    kept, returned = (statistics.median(results[keep]) for keep in (True, False))
+    print(f"\nour step: {kept:.2f} s, without keep_freed_memory {returned:.2f} s")
+
+
+def ground_one_photo(rounds: int) -> None:
+    """Milliseconds from a photo to its groundings; sizes of recipes/multilevel_flickr8k_boxes, random weights."""
+    from PIL import Image
+    from transformers import MobileNetV2Config, pipeline
+
+    from hf_grounding import MultiLevelGroundingProcessor
+    from hf_grounding.processing.image_processing_multilevel import MultiLevelGroundingImageProcessorPil
+    from hf_grounding.processing.words import train_word_tokenizer
+
+    sentence = "[a man] in [a red shirt] rides [a brown horse]"
+    tokenizer = train_word_tokenizer([sentence.replace("[", "").replace("]", "")])
+    config = MultiLevelGroundingConfig(
+        backbone_config=MobileNetV2Config(),
+        backbone_levels=[11, 14, 15, 16],
+        level_channels=[96, 160, 320, 1280],
+        grid_size=14,
+        hidden_size=384,
+        visual_hidden_sizes=[384, 384],
+        word_embedding_size=100,
+        vocab_size=len(tokenizer),
+    )
+    image_processor = MultiLevelGroundingImageProcessorPil(size={"height": 448, "width": 448})
+    processor = MultiLevelGroundingProcessor(image_processor, tokenizer, grid_size=14)
+    ground = pipeline("phrase-grounding", model=MultiLevelGroundingModel(config), processor=processor)
+    photo = Image.effect_noise((500, 375), 80).convert("RGB")
+    times = []
+    for _ in range(rounds + 1):
+        started = time.perf_counter()
+        ground(photo, sentence)
+        times.append(1000 * (time.perf_counter() - started))
+    median = statistics.median(times[1:])
+    print(f"one photo of 500 x 375, three phrases, end to end: median {median:.0f} ms of {rounds}")
 
 
 def product_rate(dtype: torch.dtype) -> float:
@@ -137,13 +185,21 @@ def main() -> None:
         print(json.dumps(run_worker(**json.loads(args.worker))))
         return
     paper = {"B": 4, "T": 6, "M": 6, "L": 4, "D": 64} if args.smoke else PAPER
-    print(f"matrix products: {product_rate(torch.float32):.0f} GFLOP/s fp32, {product_rate(torch.bfloat16):.0f} GFLOP/s bf16\n")
-    print("| B | T | N | D | images at once | ours, s | literal, s | literal / ours | ours, GiB | literal, GiB | loss gap |")
+    print(
+        f"matrix products: {product_rate(torch.float32):.0f} GFLOP/s fp32, "
+        f"{product_rate(torch.bfloat16):.0f} GFLOP/s bf16\n"
+    )
+    print(
+        "| B | T | N | D | images at once | ours, s | literal, s | literal / ours "
+        "| ours, GiB | literal, GiB | loss gap |"
+    )
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     compare(paper, steps=2, rounds=1 if args.smoke else 3, chunk=None)
     compare(paper, steps=2, rounds=1, chunk=max(1, paper["B"] // 4))
     for change in ({"B": paper["B"] // 2}, {"M": paper["M"] // 2}, {"D": paper["D"] // 2}):
         compare(paper | change, steps=2, rounds=1, chunk=None)
+    compare_memory_settings(paper, steps=2, rounds=1 if args.smoke else 2)
+    ground_one_photo(rounds=3 if args.smoke else 20)
 
 
 if __name__ == "__main__":

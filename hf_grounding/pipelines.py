@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import AutoModelForZeroShotObjectDetection
 from transformers.image_utils import load_image
 from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
@@ -135,7 +135,7 @@ def load_photo(image: Any, timeout: float | None = None) -> Image.Image:
     try:
         photo = Image.open(source) if is_file else source
         if isinstance(photo, Image.Image) and photo.mode.startswith("I;16"):  # PIL would clip at 255 instead of scaling
-            photo = Image.fromarray((np.asarray(photo) >> 8).astype(np.uint8))
+            photo = Image.fromarray((np.asarray(ImageOps.exif_transpose(photo)) >> 8).astype(np.uint8))
         return load_image(photo, timeout=timeout)
     except Image.DecompressionBombError as error:
         raise ValueError(

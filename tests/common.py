@@ -198,9 +198,7 @@ class SharingTesterMixin:
     Besides `make_model()`, which here takes pictures and text, a class gives `make_processor()` and the Auto classes.
     """
 
-    auto_classes: tuple[str, ...] = (
-        "AutoModel",
-    )  # under which the model is known; the last one is written into checkpoints
+    auto_classes: tuple[str, ...] = ("AutoModel",)  # that know the model; the last one is written into checkpoints
     texts: tuple[str, ...] = ("a man rides a horse .", "a dog")
 
     def make_model(self) -> PreTrainedModel:

@@ -141,11 +141,17 @@ def test_options_can_be_given_to_the_pipeline_and_to_a_call(pipe, model_dir, pho
     assert_equal(always(photo, TEXT), by_sentence)
 
 
-def test_a_photo_is_turned_upright_as_its_exif_says(tmp_path):
+@pytest.mark.parametrize("mode", ["RGB", "I;16"])
+@pytest.mark.parametrize("opened", [False, True], ids=["a path", "an opened photo"])
+def test_a_photo_is_turned_upright_as_its_exif_says(pipe, tmp_path, opened, mode):
     exif = Image.Exif()
-    exif[0x0112] = 6  # shown after a turn by 90 degrees
-    noise(90, 60).save(tmp_path / "turned.jpg", exif=exif)
-    assert load_photo(tmp_path / "turned.jpg").size == (60, 90)
+    exif[0x0112] = 6  # shown after a turn by a quarter, clockwise
+    photo = noise(90, 60) if mode == "RGB" else Image.fromarray(np.arange(90 * 60, dtype=np.uint16).reshape(60, 90))
+    photo.save(tmp_path / "turned.png", exif=exif)
+    source = Image.open(tmp_path / "turned.png") if opened else tmp_path / "turned.png"
+    assert load_photo(source).size == (60, 90)
+    upright = load_photo(photo.transpose(Image.Transpose.ROTATE_270))
+    assert_equal(pipe(source, TEXT), pipe(upright, TEXT))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16"])

@@ -31,7 +31,9 @@ class FeatureStore:
         try:
             index = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"'{folder}' is no feature store: it has no index.json. Compute the features again.") from error
+            raise FileNotFoundError(
+                f"'{folder}' is no feature store: it has no index.json. Compute the features again."
+            ) from error
         self.settings: dict[str, Any] = index["settings"]
         self.rows: dict[str, int] = {image_id: row for row, image_id in enumerate(index["image_ids"])}
         self.levels = [self._open(name, shape) for name, shape in index["levels"].items()]
@@ -40,11 +42,13 @@ class FeatureStore:
         try:
             array = np.load(self.folder / name, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise ValueError(f"'{self.folder / name}' cannot be read ({error}). Delete the folder; features are computed again.") from error
+            raise ValueError(
+                f"'{self.folder / name}' cannot be read ({error}). Delete the folder; features are computed again."
+            ) from error
         if list(array.shape) != shape or array.dtype != np.float16:
             raise ValueError(
-                f"'{self.folder / name}' holds {array.dtype} {array.shape} where the index says float16 {tuple(shape)}. "
-                "Delete the folder; features are computed again."
+                f"'{self.folder / name}' holds {array.dtype} {array.shape} where the index says float16 "
+                f"{tuple(shape)}. Delete the folder; features are computed again."
             )
         return array
 
@@ -65,7 +69,10 @@ class FeatureStore:
 
 
 class FeatureStoreWriter:
-    r"""Writes a [`FeatureStore`] row by row, aside; on leaving the `with` block without an error it is renamed to `folder`."""
+    r"""Writes a [`FeatureStore`] row by row, aside.
+
+    On leaving the `with` block without an error it is renamed to `folder`.
+    """
 
     def __init__(self, folder: str | os.PathLike, image_ids: Iterable[str], settings: dict[str, Any]):
         self.folder = Path(folder)
@@ -85,8 +92,8 @@ class FeatureStoreWriter:
                 shape = (len(self.image_ids), *array.shape[1:])
                 path = self.aside / f"level_{level}.npy"
                 self.levels.append(np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape))
-        for level, array in zip(self.levels, maps, strict=True):
-            level[start : start + len(array)] = array
+        for stored, array in zip(self.levels, maps, strict=True):
+            stored[start : start + len(array)] = array
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -97,8 +97,9 @@ class SceneObject:
 class Scene:
     """A drawn scene.
 
-    `attributes` are those that tell the objects apart; `objects` stand in drawing order, later ones on top; `covers` has the pairs (i, j) where object i hides a part of
-    object j; `pixels` is (side, side, 3) uint8; `owners` is (side, side) int8, the object seen at a pixel or -1.
+    `attributes` are those that tell the objects apart; `objects` stand in drawing order, later ones on top; `covers`
+    has the pairs (i, j) where object i hides a part of object j; `pixels` is (side, side, 3) uint8; `owners` is (side,
+    side) int8, the object seen at a pixel or -1.
     """
 
     objects: tuple[SceneObject, ...]
@@ -120,20 +121,20 @@ def sample_scene(rng: random.Random, image_size: int, attributes: tuple[str, ...
             return replace(scene, attributes=attributes)
 
 
-def sample_objects(
-    rng: random.Random, image_size: int, attributes: tuple[str, ...] = ATTRIBUTES
-) -> list[SceneObject]:
-    """Up to six shapes that fit together, their boxes not yet known; without "texture" all are plain."""
+def sample_objects(rng: random.Random, image_size: int, attributes: tuple[str, ...] = ATTRIBUTES) -> list[SceneObject]:
+    """Up to six shapes that fit together, their boxes not yet known; without "texture" all are plain,
+    without "size" none is small."""
     # Few words for each scene, so that its objects share some and a phrase needs more than one of them.
     shapes = rng.sample(list(SHAPES), rng.randint(2, 3))
     colors = rng.sample(list(COLORS), rng.randint(2, 4))
     textures = ("plain", *rng.sample(TEXTURES[1:], rng.randint(0, 2))) if "texture" in attributes else ("plain",)
+    size_weights = SIZE_WEIGHTS if "size" in attributes else (0.0, *SIZE_WEIGHTS[1:])
     wanted = rng.randint(*NUM_OBJECTS)
     objects: list[SceneObject] = []
     for _ in range(60):  # places run out in crowded scenes, which then have fewer objects
         if len(objects) == wanted:
             break
-        size = rng.choices(list(SIZES), SIZE_WEIGHTS)[0]
+        size = rng.choices(list(SIZES), size_weights)[0]
         radius = rng.uniform(*SIZES[size]) * image_size / 2
         low, high = 1.1 * radius, image_size - 1 - 1.1 * radius  # a tilted corner reaches past the radius
         candidate = SceneObject(

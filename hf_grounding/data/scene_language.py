@@ -229,7 +229,10 @@ def _ask_relation(rng: random.Random, scene: Scene) -> tuple[str, str] | None:
 
 
 def _ask_count(rng: random.Random, scene: Scene) -> tuple[str, str]:
-    words = _words(rng.choice(scene.objects), rng.choice([(), *(names for names in attribute_sets(scene.attributes) if len(names) <= 2)]))
+    words = _words(
+        rng.choice(scene.objects),
+        rng.choice([(), *(names for names in attribute_sets(scene.attributes) if len(names) <= 2)]),
+    )
     return f"how many {_noun(words, plural=True)} are there ?", str(len(matching(scene.objects, words)))
 
 

@@ -33,8 +33,8 @@ class ScenesConfig(BuilderConfig):
         seed (`int`): Other seeds draw other scenes.
         num_train, num_val, num_test (`int`): Images of each split; a split of 0 images is left out.
         image_size (`int`): Width and height in pixels, 64 or more.
-        attributes (names): What tells objects apart, of size, texture, color and shape. Fewer make easier scenes; without
-            texture all shapes are plain, sizes always differ but need not be named.
+        attributes (names): What tells objects apart, of size, texture, color and shape. Fewer make easier scenes;
+            without texture all shapes are plain, without size none is small.
     """
 
     seed: int = 0

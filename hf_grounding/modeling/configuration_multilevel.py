@@ -1,5 +1,8 @@
-"""Settings of the multi-level common semantic space ("Multi-level Multimodal Common Semantic Space for Image-Phrase Grounding",
-CVPR 2019, arXiv 1811.11683). Defaults are the paper's; where the paper and the authors' code disagree, the field says so."""
+"""Settings of the multi-level common semantic space (CVPR 2019, arXiv 1811.11683).
+
+Paper: "Multi-level Multimodal Common Semantic Space for Image-Phrase Grounding". Defaults are the paper's; where the
+paper and the authors' code disagree, the field says so.
+"""
 
 import difflib
 from typing import Literal
@@ -13,51 +16,62 @@ class MultiLevelGroundingConfig(PreTrainedConfig):
     r"""Settings of [`MultiLevelGroundingModel`].
 
     Args:
-        backbone_config (`dict` or `PreTrainedConfig`, *optional*): Visual network, any transformers model with several feature maps
-            (MobileNetV2, ResNet, ...). `None` means that `feature_maps` are always passed in.
-        backbone_levels (`list[int]`): Which of the backbone's maps are the levels, low level first: indices into `hidden_states`;
-            -1 is the last one, and `len(hidden_states)` stands for `last_hidden_state` where that is yet another map (MobileNetV2).
-        freeze_backbone (`bool`): Keep the backbone as it is loaded and in eval mode, as the paper. `False` trains it as well; ours, for
-            backbones that nobody has trained.
+        backbone_config (`dict` or `PreTrainedConfig`, *optional*): Visual network, any transformers model with several
+            feature maps (MobileNetV2, ResNet, ...). `None` means that `feature_maps` are always passed in.
+        backbone_levels (`list[int]`): Which of the backbone's maps are the levels, low level first: indices into
+            `hidden_states`; -1 is the last one, and `len(hidden_states)` stands for `last_hidden_state` where that is
+            yet another map (MobileNetV2).
+        freeze_backbone (`bool`): Keep the backbone as it is loaded and in eval mode, as the paper. `False` trains it as
+            well; ours, for backbones that nobody has trained.
         level_channels (`list[int]`): Channels of each level. Their number is L, the number of levels.
         grid_size (`int`): M; every level is resized to M x M (18 with VGG16, 19 with PNASNet-5).
         resize_mode (`str`): Bilinear variant: `"half_pixel"`, or the authors' `"tf_legacy"` and `"align_corners"`.
-        normalize_features (`bool`): Centre and scale every cell of a feature map over its channels first; ours. Backbones whose levels differ
-            in scale train faster so.
+        normalize_features (`bool`): Centre and scale every cell of a feature map over its channels first; ours.
+            Backbones whose levels differ in scale train faster so.
         hidden_size (`int`): D, width of the common space.
-        visual_hidden_sizes (`list[int]`, *optional*): Widths of the 1x1 convolutions of a level, the last one D. Default D, D, D
-            (the authors' PNASNet code uses 2048, 2048, 1024).
+        visual_hidden_sizes (`list[int]`, *optional*): Widths of the 1x1 convolutions of a level, the last one D.
+            Default D, D, D (the authors' PNASNet code uses 2048, 2048, 1024).
         visual_mapping, text_mapping (`str`): `"nonlinear"` or the ablation `"linear"`: one linear layer, no activation.
         negative_slope (`float`): Slope of every LeakyReLU.
-        final_activation (`bool`): LeakyReLU also after the last text layer, as the authors' code; `False` is the paper's wording.
+        final_activation (`bool`): LeakyReLU also after the last text layer, as the authors' code; `False` is the
+            paper's wording.
         normalize_every_layer (`bool`): L2-normalise between the text layers too (the authors' later code).
-        text_config (`dict` or `PreTrainedConfig`, *optional*): Any `AutoModel` text encoder; its hidden states are mixed. `None` is
-            a trainable BiLSTM over words.
-        freeze_text_encoder (`bool`): Keep the `AutoModel` encoder as it is loaded (the paper's ELMo); the BiLSTM always trains.
-        word_layers (`list[int]`, *optional*): Encoder layers mixed into the words; default all. `[0]` with the BiLSTM leaves the
-            words without their context, which over-fits less on few captions.
-        sentence_layers (`list[int]`): Encoder layers mixed into the sentence vector; negative indices count from the last.
-        sentence_pooling (`str`, *optional*): `"boundary"` joins the backward half at the first word with the forward half at the
-            last (recurrent encoders), `"mean"` averages the words. Default: boundary for the BiLSTM, mean for an `AutoModel`.
+        text_config (`dict` or `PreTrainedConfig`, *optional*): Any `AutoModel` text encoder; its hidden states are
+            mixed. `None` is a trainable BiLSTM over words.
+        freeze_text_encoder (`bool`): Keep the `AutoModel` encoder as it is loaded (the paper's ELMo); the BiLSTM always
+            trains.
+        word_layers (`list[int]`, *optional*): Encoder layers mixed into the words; default all. `[0]` with the BiLSTM
+            leaves the words without their context, which over-fits less on few captions.
+        sentence_layers (`list[int]`): Encoder layers mixed into the sentence vector. Here as in `word_layers`, layer 0
+            is the encoder's input and negative indices count from the last.
+        sentence_pooling (`str`, *optional*): `"boundary"` joins the backward half at the first word with the forward
+            half at the last (recurrent encoders), `"mean"` averages the words. Default: boundary for the BiLSTM, mean
+            for an `AutoModel`.
         vocab_size, pad_token_id (`int`): Of the word-level tokenizer; used by the BiLSTM.
         word_embedding_size (`int`): Width of the BiLSTM's word vectors and of each of its directions.
-        mix_scale (`bool`): A trainable scale on the softmax mix of encoder layers (ELMo's own; the authors' later code has none).
+        mix_scale (`bool`): A trainable scale on the softmax mix of encoder layers (ELMo's own; the authors' later code
+            has none).
         attention (`str`): `"relu"` (Eq. 1), or the ablation `"softmax"` on the raw cosines.
-        softmax_axis (`str`): What the ablation's softmax runs over: `"regions"` for each word, or `"words"` for each region.
+        softmax_axis (`str`): What the ablation's softmax runs over: `"regions"` for each word, or `"words"` for each
+            region. Padded words never have a share in it.
         word_level, sentence_level (`int`, *optional*): Use one level instead of choosing the best (Table 4).
-        mask_padding (`bool`): Leave padded words out of Eq. 5; the authors' code counts them.
-        normalize_sentence_attended (`bool`): Normalise the attended vector in Eq. 6, as the code; the paper prints no normalisation.
+        mask_padding (`bool`): Leave padded words out of Eq. 5, and of nothing else; the authors' code counts them. With
+            the softmax over words they count as R_t = 0.
+        normalize_sentence_attended (`bool`): Normalise the attended vector in Eq. 6, as the code; the paper prints no
+            normalisation.
         gamma_1 (`float`): Sharpness of the pooling over words, Eq. 5.
         gamma_2 (`float`): Sharpness of the matching probabilities, Eq. 7.
         loss_reduction (`str`): `"mean"` over the batch as the code, or `"sum"` as the paper.
-        l2_weight (`float`): The regulariser is `l2_weight / 2` times the sum of squared mapping weights, biases excluded.
+        l2_weight (`float`): The regulariser is `l2_weight / 2` times the sum of squared mapping weights, biases
+            excluded.
         l2_scope (`str`): `"all"` mappings as the paper, or `"visual"` only as the code.
-        supervision (`str`): `"weak"`, the paper: captions alone; `"boxes"`, ours: phrase boxes of the training set as well.
+        supervision (`str`): `"weak"`, the paper: captions alone; `"boxes"`, ours: phrase boxes of the training set as
+            well.
         box_loss_weight (`float`): Weight of the box term when `supervision="boxes"`.
         box_temperature (`float`): Sharpness of the heatmaps in the box term.
         dropout (`float`): On the inputs of the visual and textual mappings; ours, 0 in the paper.
-        attention_chunk_size (`int`, *optional*): Images compared with all captions at once in the loss; a smaller number needs
-            less memory. Default: all.
+        attention_chunk_size (`int`, *optional*): Images compared with all captions at once in the loss; a smaller
+            number needs less memory. Default: all.
     """
 
     model_type = "multilevel_grounding"
@@ -121,11 +135,13 @@ class MultiLevelGroundingConfig(PreTrainedConfig):
             raise ValueError("`level_channels` is empty; give the channels of at least one level.")
         if self.backbone_config is not None and len(self.backbone_levels or ()) != self.num_levels:
             raise ValueError(
-                f"`backbone_levels` names {len(self.backbone_levels or ())} maps but `level_channels` has {self.num_levels}; "
-                "with a backbone both need one entry for each level."
+                f"`backbone_levels` names {len(self.backbone_levels or ())} maps but `level_channels` has "
+                f"{self.num_levels}; with a backbone both need one entry for each level."
             )
         if not self.sentence_layers:
-            raise ValueError("`sentence_layers` is empty; name at least one layer of the text encoder, such as -1, the last.")
+            raise ValueError(
+                "`sentence_layers` is empty; name at least one layer of the text encoder, such as -1, the last."
+            )
         for name in ("word_level", "sentence_level"):
             level = getattr(self, name)
             if level is not None and not 0 <= level < self.num_levels:
@@ -136,18 +152,21 @@ class MultiLevelGroundingConfig(PreTrainedConfig):
             size = getattr(self, name)
             if size is not None and size < 1:
                 raise ValueError(f"`{name}` must be 1 or more, got {size}.")
-        if self.visual_hidden_sizes[-1:] != [self.hidden_size]:
+        if (self.visual_hidden_sizes or [])[-1:] != [self.hidden_size]:
             raise ValueError(
-                f"The last of `visual_hidden_sizes` must be `hidden_size` ({self.hidden_size}), got {self.visual_hidden_sizes}."
+                f"The last of `visual_hidden_sizes` must be `hidden_size` ({self.hidden_size}), "
+                f"got {self.visual_hidden_sizes}."
             )
         if self.text_config is None and self.sentence_pooling == "mean":
-            raise ValueError('`sentence_pooling="mean"` needs a `text_config`; the BiLSTM\'s sentence is its two end states.')
+            raise ValueError(
+                '`sentence_pooling="mean"` needs a `text_config`; the BiLSTM\'s sentence is its two end states.'
+            )
 
     def validate_weights(self):
         for name in ("gamma_1", "gamma_2", "box_temperature"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}.")
-        for name in ("l2_weight", "box_loss_weight"):
+        for name in ("l2_weight", "box_loss_weight", "negative_slope"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)}.")
         if not 0 <= self.dropout < 1:
@@ -158,7 +177,9 @@ def _as_config(value: "dict | PreTrainedConfig | None", name: str) -> PreTrained
     if not isinstance(value, dict):
         return value
     if "model_type" not in value:
-        raise ValueError(f"`{name}` is a dict without `model_type`; give it, or a config object such as `MobileNetV2Config()`.")
+        raise ValueError(
+            f"`{name}` is a dict without `model_type`; give it, or a config object such as `MobileNetV2Config()`."
+        )
     if value["model_type"] not in CONFIG_MAPPING:
         nearest = difflib.get_close_matches(value["model_type"], CONFIG_MAPPING.keys(), n=1)
         hint = f" Did you mean {nearest[0]!r}?" if nearest else ""

@@ -1,16 +1,21 @@
 """Multi-level common semantic space for phrase grounding (Akbari et al., CVPR 2019, arXiv 1811.11683).
 
-Words, sentences and the cells of several visual levels are mapped into one space of width D. A word's heatmap is its similarity
-to every cell; the level whose attended vector fits the word best is chosen; captions and images are matched through those
-scores, so heatmaps are learned from captions alone.
+Words, sentences and the cells of several visual levels are mapped into one space of width D. A word's heatmap is its
+similarity to every cell; the level whose attended vector fits the word best is chosen; captions and images are matched
+through those scores, so heatmaps are learned from captions alone.
 
 Section 3.1 -> `VisualMapping`, section 3.2 -> `TextMapping` (encoders in `text_encoders.py`), Eq. 1-4 -> `cosine_maps`,
 `attention_weights`, `attended_similarity`, Eq. 5 -> `pool_words`, Eq. 7-10 -> `matching_loss`.
 
-Where we differ from the literal equations, values agree: the attended vector a is never formed. `<a, s>` and `|a|` follow from
-the cosines and the Gram matrix of the cells, which is cheaper when there are fewer cells than dimensions, and padded words are
-dropped before the products rather than masked after. Where paper and code disagree, see the configuration.
+Where we differ from the literal equations, values agree: the attended vector a is never formed. `<a, s>` and `|a|`
+follow from the cosines and the Gram matrix of the cells, which is cheaper when there are fewer cells than dimensions,
+and padded words are dropped before the products rather than masked after. Where paper and code disagree, see the
+configuration.
 """
+
+from collections.abc import Sequence
+from functools import reduce
+from itertools import pairwise
 
 import torch
 import torch.distributed as dist
@@ -41,15 +46,18 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def _inverse_root(squared_norm: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """`1 / sqrt(max(squared_norm, 1e-12))`; in float16 the floor is higher, so that gradients, up to this large, stay in range."""
+    """`1 / sqrt(max(squared_norm, 1e-12))`.
+
+    In float16 the floor is higher, so that gradients, which are up to this large, stay in range.
+    """
     return squared_norm.clamp(min=max(EPSILON, 1 / torch.finfo(dtype).max)).rsqrt()
 
 
 def resize_map(x: torch.Tensor, size: int, mode: str) -> torch.Tensor:
     r"""Bilinear resize of `x` (batch, channels, height, width) to `size` x `size`, without anti-aliasing.
 
-    `mode` says where the centre of target pixel i lies in a source n times as large: `"half_pixel"` (i + .5) n - .5, `"tf_legacy"`
-    i n, `"align_corners"` i (in - 1) / (out - 1).
+    `mode` says where the centre of target pixel i lies in a source n times as large: `"half_pixel"` (i + .5) n - .5,
+    `"tf_legacy"` i n, `"align_corners"` i (in - 1) / (out - 1).
     """
     if x.shape[-2:] == (size, size):
         return x
@@ -75,8 +83,8 @@ def cosine_maps(text: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
 def attention_weights(cosines: torch.Tensor, attention: str, axis: str, word_mask: torch.Tensor | None) -> torch.Tensor:
     r"""Eq. 1, `H = max(0, cosine)`, or the softmax ablation over regions or words. Shapes: (..., L, T, N) -> the same.
 
-    `word_mask` (..., T) is needed by the softmax over words alone; without it every row is a whole sentence, which has nothing to share
-    with: its weights are 1.
+    `word_mask` (..., T) is needed by the softmax over words alone, in which padding has no share; without it every row
+    is a whole sentence, which has nothing to share with: its weights are 1.
     """
     if attention == "relu":
         return cosines.relu()
@@ -92,8 +100,8 @@ def attended_similarity(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     r"""Eq. 2-3 without forming the attended vector `sum_n H_n v_n`.
 
-    Shapes: `weights`, `cosines` (..., L, T, N), `gram` (..., L, N, N) = V V^T. Returns (..., L, T) each: `<sum_n H_n v_n, s>` and its
-    quotient by `|sum_n H_n v_n|`, which is R[t, l].
+    Shapes: `weights`, `cosines` (..., L, T, N), `gram` (..., L, N, N) = V V^T. Returns (..., L, T) each:
+    `<sum_n H_n v_n, s>` and its quotient by `|sum_n H_n v_n|`, which is R[t, l].
     """
     wide = _wide(cosines.dtype)
     similarity = (weights * cosines).sum(dim=-1, dtype=wide)
@@ -108,16 +116,19 @@ def pool_words(scores: torch.Tensor, word_mask: torch.Tensor, gamma: float) -> t
 
 
 def matching_loss(logits: torch.Tensor, gamma: float, reduction: str) -> torch.Tensor:
-    r"""Eq. 7-10: `-[log P(S_b | I_b) + log P(I_b | S_b)]`, mean or sum over the batch. `logits` (captions, images), pairs on the diagonal."""
+    r"""Eq. 7-10: `-[log P(S_b | I_b) + log P(I_b | S_b)]`, mean or sum over the batch.
+
+    `logits` (captions, images), pairs on the diagonal.
+    """
     logits = gamma * logits
     log_probs = logits.log_softmax(dim=0).diagonal() + logits.log_softmax(dim=1).diagonal()
     return -(log_probs.mean() if reduction == "mean" else log_probs.sum())
 
 
-def phrase_heatmaps(
-    heatmaps: torch.Tensor, word_scores: torch.Tensor, phrase_mask: torch.Tensor
-) -> torch.Tensor:
-    r"""Heatmap of a phrase, `sum_t R_t H_t / sum_t R_t` over its words (Flickr30k protocol of section 4.2); 0 when all R_t are 0.
+def phrase_heatmaps(heatmaps: torch.Tensor, word_scores: torch.Tensor, phrase_mask: torch.Tensor) -> torch.Tensor:
+    r"""Heatmap of a phrase, `sum_t R_t H_t / sum_t R_t` over its words (Flickr30k protocol of section 4.2).
+
+    It is 0 when all R_t are 0.
 
     Shapes: `heatmaps` (C, T, M, M), `word_scores` (C, T), `phrase_mask` (C, P, T) -> (C, P, M, M).
     """
@@ -129,12 +140,14 @@ def phrase_heatmaps(
 def box_loss(
     heatmaps: torch.Tensor, box_masks: torch.Tensor, temperature: float, num_phrases: torch.Tensor | None = None
 ) -> torch.Tensor:
-    r"""Ours, beyond the paper: `-log` of the share of a phrase's sharpened heatmap `softmax_n(temperature * heatmap_n)` that lies
-    in its boxes, mean over phrases. Sharpened, because the point is the peak: the plain mass can lie in the boxes and the
-    peak beside.
+    r"""Ours, beyond the paper: `-log` of the share of a phrase's sharpened heatmap in its boxes, mean over phrases.
 
-    Shapes: `heatmaps`, `box_masks` (C, P, M, M); `box_masks` holds the covered share of each cell, and is 0 everywhere for
-    padding and for phrases without boxes, which do not count. `num_phrases` divides the sum; default the number that count.
+    Sharpened is `softmax_n(temperature * heatmap_n)`, because the point is the peak: the plain mass can lie in the
+    boxes and the peak beside.
+
+    Shapes: `heatmaps`, `box_masks` (C, P, M, M); `box_masks` holds the covered share of each cell, and is 0 everywhere
+    for padding and for phrases without boxes, which do not count. `num_phrases` divides the sum; default the number
+    that count.
     """
     inside = box_masks.flatten(2)  # (C, P, N)
     share = ((temperature * heatmaps.flatten(2)).softmax(dim=-1) * inside).sum(dim=-1)
@@ -156,15 +169,37 @@ def choose_maps(outputs, levels: list[int]) -> tuple[torch.Tensor, ...]:
     """
     maps = [*(getattr(outputs, "reshaped_hidden_states", None) or outputs.hidden_states), outputs.last_hidden_state]
     last = len(maps) - 1
-    wrong = [level for level in levels if not -last <= level <= last or maps[level if level >= 0 else level - 1].ndim != 4]
+    wrong = [
+        level for level in levels if not -last <= level <= last or maps[level if level >= 0 else level - 1].ndim != 4
+    ]
     if wrong:
         shapes = "; ".join(f"{i}: {tuple(each.shape)}" for i, each in enumerate(maps))
-        raise ValueError(f"`backbone_levels` {wrong} are no (batch, channels, height, width) maps of this backbone, which has {shapes}.")
+        raise ValueError(
+            f"`backbone_levels` {wrong} are no (batch, channels, height, width) maps of this backbone, "
+            f"which has {shapes}."
+        )
     return tuple(maps[level if level >= 0 else level - 1] for level in levels)
 
 
+def check_layers(name: str, layers: Sequence[int], num_layers: int) -> None:
+    r"""Refuses layers that the text encoder does not have; `name` is the setting that names them.
+
+    Raises:
+        ValueError: If a layer is not in -num_layers..num_layers - 1.
+    """
+    wrong = [layer for layer in layers if not -num_layers <= layer < num_layers]
+    if wrong:
+        raise ValueError(
+            f"`{name}` {wrong} are no layers of the text encoder, which has {num_layers}, its input included; "
+            f"name layers from {-num_layers} to {num_layers - 1}."
+        )
+
+
 class BackboneLevels(nn.Module):
-    r"""Visual network; gives the chosen ones of its feature maps, low level first. Frozen unless the configuration says otherwise."""
+    r"""Visual network; gives the chosen ones of its feature maps, low level first.
+
+    Frozen unless the configuration says otherwise.
+    """
 
     def __init__(self, config):
         super().__init__()
@@ -185,18 +220,20 @@ class BackboneLevels(nn.Module):
 class VisualMapping(nn.Module):
     r"""One level into the common space: resize to the grid, then 1x1 convolutions with LeakyReLU (section 3.1).
 
-    (batch, channels, height, width) -> V_l (batch, N, D), normalised. A 1x1 convolution commutes with a bilinear resize, so the first one
-    runs on whichever of the two grids is smaller.
+    (batch, channels, height, width) -> V_l (batch, N, D), normalised. A 1x1 convolution commutes with a bilinear
+    resize, so the first one runs on whichever of the two grids is smaller.
     """
 
     def __init__(self, config, channels: int):
         super().__init__()
         self.grid_size, self.resize_mode, self.slope = config.grid_size, config.resize_mode, config.negative_slope
         self.linear = config.visual_mapping == "linear"
-        self.standardize = nn.LayerNorm(channels, elementwise_affine=False) if config.normalize_features else nn.Identity()
+        self.standardize = (
+            nn.LayerNorm(channels, elementwise_affine=False) if config.normalize_features else nn.Identity()
+        )
         self.dropout = nn.Dropout(config.dropout)
         widths = [channels, config.hidden_size] if self.linear else [channels, *config.visual_hidden_sizes]
-        self.layers = nn.ModuleList(nn.Linear(n_in, n_out) for n_in, n_out in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(n_in, n_out) for n_in, n_out in pairwise(widths))
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         grows = feature_map.shape[-2] * feature_map.shape[-1] < self.grid_size**2
@@ -208,12 +245,15 @@ class VisualMapping(nn.Module):
             x = resize_map(x.movedim(-1, 1), self.grid_size, self.resize_mode).movedim(1, -1)
         x = x.flatten(1, 2)  # (batch, N, ...), n = y * M + x
         for layer in self.layers[1:]:
-            x = layer(F.leaky_relu(x, self.slope))
-        return normalize(x if self.linear else F.leaky_relu(x, self.slope))
+            x = layer(F.leaky_relu(x, self.slope, inplace=True))
+        return normalize(x if self.linear else F.leaky_relu(x, self.slope, inplace=True))
 
 
 class TextMapping(nn.Module):
-    r"""Two fully connected layers into the common space (section 3.2), or one linear layer. (..., width) -> (..., D), normalised."""
+    r"""Two fully connected layers into the common space (section 3.2), or one linear layer.
+
+    (..., width) -> (..., D), normalised.
+    """
 
     def __init__(self, config, width: int):
         super().__init__()
@@ -222,14 +262,14 @@ class TextMapping(nn.Module):
         self.final_activation = config.final_activation and not self.linear
         self.dropout = nn.Dropout(config.dropout)
         widths = [width, config.hidden_size] if self.linear else [width, config.hidden_size, config.hidden_size]
-        self.layers = nn.ModuleList(nn.Linear(n_in, n_out) for n_in, n_out in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(n_in, n_out) for n_in, n_out in pairwise(widths))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.layers[0](self.dropout(x))
         for layer in self.layers[1:]:
-            x = F.leaky_relu(x, self.slope)
+            x = F.leaky_relu(x, self.slope, inplace=True)
             x = layer(normalize(x) if self.every_layer else x)
-        return normalize(F.leaky_relu(x, self.slope) if self.final_activation else x)
+        return normalize(F.leaky_relu(x, self.slope, inplace=True) if self.final_activation else x)
 
 
 class MultiLevelGroundingPreTrainedModel(PreTrainedModel):
@@ -254,8 +294,8 @@ class MultiLevelGroundingPreTrainedModel(PreTrainedModel):
                     init.xavier_uniform_(parameter)
                 else:
                     init.zeros_(parameter)
-                    if "bias_ih" in name:  # TensorFlow cells add 1 to the forget gate; torch orders the gates i, f, g, o
-                        init.ones_(parameter[module.hidden_size : 2 * module.hidden_size])
+                if "bias_ih" in name:  # TensorFlow cells add 1 to the forget gate; torch orders the gates i, f, g, o
+                    init.ones_(parameter[module.hidden_size : 2 * module.hidden_size])
         elif isinstance(module, LinearWordMix):
             init.ones_(module.weight)
             init.zeros_(module.bias)
@@ -267,18 +307,27 @@ class MultiLevelGroundingPreTrainedModel(PreTrainedModel):
             init.constant_(module.weight, 1.0 / module.weight.numel())
 
 
-@auto_docstring(custom_intro="Multi-level common semantic space: a heatmap and a score for every word and caption in an image.")
+@auto_docstring(
+    custom_intro="Multi-level common semantic space: a heatmap and a score for every word and caption in an image."
+)
 class MultiLevelGroundingModel(MultiLevelGroundingPreTrainedModel):
     def __init__(self, config: MultiLevelGroundingConfig):
         super().__init__(config)
-        self.backbone = BackboneLevels(config) if config.backbone_config is not None else None
-        chosen = {config.word_level, config.sentence_level}
-        # In single-level mode the other levels are not mapped: they could not be trained.
-        self.levels = list(range(config.num_levels)) if None in chosen else sorted(chosen)
-        self.visual_mappings = nn.ModuleList(VisualMapping(config, config.level_channels[level]) for level in self.levels)
+        self.backbone: BackboneLevels | None = BackboneLevels(config) if config.backbone_config is not None else None
+        if config.word_level is None or config.sentence_level is None:
+            self.levels = list(range(config.num_levels))
+        else:  # the other levels are not mapped: they could not be trained
+            self.levels = sorted({config.word_level, config.sentence_level})
+        self.visual_mappings = nn.ModuleList(
+            VisualMapping(config, config.level_channels[level]) for level in self.levels
+        )
         recurrent = config.text_config is None
-        self.text_encoder = BiLSTMEncoder(config) if recurrent else PretrainedTextEncoder(config)
+        self.text_encoder: BiLSTMEncoder | PretrainedTextEncoder = (
+            BiLSTMEncoder(config) if recurrent else PretrainedTextEncoder(config)
+        )
         self.word_layers = list(config.word_layers or range(self.text_encoder.num_layers))
+        check_layers("word_layers", self.word_layers, self.text_encoder.num_layers)
+        check_layers("sentence_layers", config.sentence_layers, self.text_encoder.num_layers)
         num_layers = len(self.word_layers)
         self.word_mix = LinearWordMix(num_layers) if recurrent else SoftmaxWordMix(num_layers, config.mix_scale)
         self.sentence_mix = SentenceMix(len(config.sentence_layers), config.sentence_pooling)
@@ -286,11 +335,11 @@ class MultiLevelGroundingModel(MultiLevelGroundingPreTrainedModel):
         self.sentence_mapping = TextMapping(config, self.text_encoder.width)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> nn.Embedding:
         encoder = self.text_encoder
         return encoder.embed_words if isinstance(encoder, BiLSTMEncoder) else encoder.model.get_input_embeddings()
 
-    def set_input_embeddings(self, value: nn.Module):
+    def set_input_embeddings(self, value: nn.Embedding):
         if isinstance(self.text_encoder, BiLSTMEncoder):
             self.text_encoder.embed_words = value
         else:
@@ -315,8 +364,9 @@ class MultiLevelGroundingModel(MultiLevelGroundingPreTrainedModel):
         channels = [feature_map.shape[1] for feature_map in feature_maps]
         if channels != list(self.config.level_channels):
             raise ValueError(
-                f"`feature_maps` have {channels} channels but the model was made for {list(self.config.level_channels)} "
-                "(`config.level_channels`), one (batch, channels, height, width) map for each level, low level first."
+                f"`feature_maps` have {channels} channels but the model was made for "
+                f"{list(self.config.level_channels)} (`config.level_channels`), one (batch, channels, height, width) "
+                "map for each level, low level first."
             )
         maps = zip(self.visual_mappings, (feature_maps[level] for level in self.levels), strict=True)
         return torch.stack([mapping(feature_map) for mapping, feature_map in maps], dim=1)
@@ -344,8 +394,11 @@ class MultiLevelGroundingModel(MultiLevelGroundingPreTrainedModel):
         weights = attention_weights(cosines, self.config.attention, self.config.softmax_axis, word_mask)
         return weights, *attended_similarity(weights, cosines, gram)
 
-    def _cross_scores(self, words, sentences, regions, word_mask) -> tuple[torch.Tensor, torch.Tensor]:
-        """R_t (images, captions, T) and R_s (images, captions) of every caption in `regions` (images, L, N, D)."""
+    def _cross_scores(self, words, sentences, regions, word_mask, counted) -> tuple[torch.Tensor, torch.Tensor]:
+        """R_t (images, captions, T) and R_s (images, captions) of every caption in `regions` (images, L, N, D).
+
+        `counted` (captions, T) says which R_t are asked for: those of `word_mask`, or of padding as well.
+        """
         config = self.config
         couples_words = config.attention == "softmax" and config.softmax_axis == "words"
         gram = regions @ regions.transpose(-1, -2)  # (images, L, N, N)
@@ -355,37 +408,40 @@ class MultiLevelGroundingModel(MultiLevelGroundingPreTrainedModel):
         sentence_scores, _ = self.choose_level(sentence_scores, config.sentence_level)
         if couples_words:
             shape = (regions.shape[0], *word_mask.shape)
-            per_image = (self._scores(words, image[None], g[None], word_mask)[2] for image, g in zip(regions, gram, strict=True))
+            per_image = (
+                self._scores(words, image[None], g[None], word_mask)[2] for image, g in zip(regions, gram, strict=True)
+            )
             word_scores = torch.stack([self.choose_level(scores, config.word_level)[0] for scores in per_image])
             return word_scores.view(shape), sentence_scores
-        real = word_mask.bool()
-        best, _ = self.choose_level(self._scores(words[real], regions, gram)[2], config.word_level)
-        word_scores = best.new_zeros(regions.shape[0], *word_mask.shape)
-        word_scores[:, real] = best
+        asked = counted.bool()
+        best, _ = self.choose_level(self._scores(words[asked], regions, gram)[2], config.word_level)
+        word_scores = best.new_zeros(regions.shape[0], *counted.shape)
+        word_scores[:, asked] = best
         return word_scores, sentence_scores
 
     def cross_logits(self, words, sentences, regions, word_mask) -> tuple[torch.Tensor, torch.Tensor]:
         r"""R_w and R_s of every caption against every image, both (captions, images).
 
-        Images are taken `config.attention_chunk_size` at a time and their similarities recomputed in the backward pass, so that
-        the memory does not grow with captions x images.
+        Images are taken `config.attention_chunk_size` at a time and their similarities recomputed in the backward pass,
+        so that the memory does not grow with captions x images.
         """
+        counted = word_mask if self.config.mask_padding else torch.ones_like(word_mask)
         chunk_size = self.config.attention_chunk_size or len(regions)
-        args = [(words, sentences, chunk, word_mask) for chunk in regions.split(chunk_size)]
+        args = [(words, sentences, chunk, word_mask, counted) for chunk in regions.split(chunk_size)]
         if len(args) > 1 and torch.is_grad_enabled():
             parts = [checkpoint(self._cross_scores, *arg, use_reentrant=False) for arg in args]
         else:
             parts = [self._cross_scores(*arg) for arg in args]
         word_scores, sentence_scores = (torch.cat(part) for part in zip(*parts, strict=True))
-        return pool_words(word_scores, word_mask, self.config.gamma_1).T, sentence_scores.T
+        return pool_words(word_scores, counted, self.config.gamma_1).T, sentence_scores.T
 
     def regulariser(self) -> torch.Tensor:
         r"""`l2_weight / 2` times the sum of squared weights of the mappings (biases excluded), a scalar."""
-        mappings = [self.visual_mappings]
+        mappings: list[nn.Module] = [self.visual_mappings]
         if self.config.l2_scope == "all":
             mappings += [self.word_mapping, self.sentence_mapping]
         weights = (layer.weight for mapping in mappings for layer in mapping.modules() if isinstance(layer, nn.Linear))
-        return 0.5 * self.config.l2_weight * sum(weight.square().sum() for weight in weights)
+        return 0.5 * self.config.l2_weight * reduce(torch.add, (weight.square().sum() for weight in weights))
 
     @can_return_tuple
     @auto_docstring
@@ -414,8 +470,8 @@ class MultiLevelGroundingModel(MultiLevelGroundingPreTrainedModel):
         box_masks (`torch.Tensor` of shape `(captions, phrases, grid_size, grid_size)`, *optional*):
             Share of each cell covered by the phrase's boxes. Needed by the loss with `supervision="boxes"`.
         return_loss (`bool`, defaults to `False`):
-            Compare every caption with every image of the batch (in training, of all processes) and return the loss; image i
-            must be caption i's, and no image may come twice.
+            Compare every caption with every image of the batch (in training, of all processes) and return the loss;
+            image i must be caption i's, and no image may come twice.
         """
         if (pixel_values is None) == (feature_maps is None):
             raise ValueError("Give either `pixel_values` or `feature_maps`, not both and not neither.")
@@ -429,7 +485,9 @@ class MultiLevelGroundingModel(MultiLevelGroundingPreTrainedModel):
         words, sentences = self.embed_text(input_ids, attention_mask, word_mask)
         own = regions if image_index is None else regions[image_index]
         if len(own) != len(words):
-            raise ValueError(f"{len(words)} captions but {len(own)} images; say by `image_index` which belongs to which.")
+            raise ValueError(
+                f"{len(words)} captions but {len(own)} images; say by `image_index` which belongs to which."
+            )
         output = self.ground(words, sentences, own, word_mask)
         output.image_embeds = regions.transpose(1, 2)
         if return_loss:
@@ -466,17 +524,22 @@ class MultiLevelGroundingModel(MultiLevelGroundingPreTrainedModel):
         return weights.gather(1, position[:, None, :, None].expand(-1, 1, -1, weights.shape[-1]))[:, 0]
 
     def add_loss(self, output, words, sentences, regions, word_mask, phrase_mask=None, box_masks=None) -> None:
-        r"""Matching losses over the batch (Eq. 7-10), regulariser and, with `supervision="boxes"`, the box term; stored in `output`."""
+        r"""Matching losses over the batch (Eq. 7-10), regulariser and, with `supervision="boxes"`, the box term.
+
+        They are stored in `output`.
+        """
         config = self.config
-        counted = word_mask if config.mask_padding else torch.ones_like(word_mask)
-        logits = self.cross_logits(words, sentences, self._from_all_processes(regions), counted)
+        logits = self.cross_logits(words, sentences, self._from_all_processes(regions), word_mask)
         output.word_logits, output.sentence_logits = (self._from_all_processes(x) for x in logits)
         output.loss = self.regulariser() + sum(
-            matching_loss(x, config.gamma_2, config.loss_reduction) for x in (output.word_logits, output.sentence_logits)
+            matching_loss(x, config.gamma_2, config.loss_reduction)
+            for x in (output.word_logits, output.sentence_logits)
         )
         if config.supervision == "boxes":
             if phrase_mask is None or box_masks is None:
-                raise ValueError('`supervision="boxes"` needs `phrase_mask` and `box_masks`; the processor makes them from phrases.')
+                raise ValueError(
+                    '`supervision="boxes"` needs `phrase_mask` and `box_masks`; the processor makes them from phrases.'
+                )
             heatmaps = phrase_heatmaps(output.heatmaps, output.word_scores, phrase_mask)
             # Every process divides by the average number of phrases: their mean is then the mean over all phrases.
             num_phrases = self._from_all_processes(has_boxes(box_masks).sum(dtype=torch.float32)[None]).sum()
@@ -485,8 +548,11 @@ class MultiLevelGroundingModel(MultiLevelGroundingPreTrainedModel):
             output.loss = output.loss + config.box_loss_weight * loss
 
     def _from_all_processes(self, x: torch.Tensor) -> torch.Tensor:
-        """Rows of `x` of all training processes, so that the loss sees one large batch. Gradients flow back to every process; with
-        the mean over processes that DistributedDataParallel takes they are those of the large batch."""
+        """Rows of `x` of all training processes, so that the loss sees one large batch.
+
+        Gradients flow back to every process; with the mean over processes that DistributedDataParallel takes they are
+        those of the large batch.
+        """
         if not (self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
             return x
         return torch.cat(all_gather(x.contiguous()))

@@ -14,13 +14,15 @@ class MultiLevelGroundingOutput(ModelOutput):
     r"""Output of [`MultiLevelGroundingModel`].
 
     Args:
-        loss (scalar): Eq. 7-10, the regulariser and, with `supervision="boxes"`, the box term. Only with `return_loss=True`.
+        loss (scalar): Eq. 7-10, the regulariser and, with `supervision="boxes"`, the box term. Only with
+            `return_loss=True`.
         word_logits (`(C, B)`): R_w of caption c against image b, Eq. 5. Only with `return_loss=True`.
         sentence_logits (`(C, B)`): R_s of caption c against image b, Eq. 6. Only with `return_loss=True`.
         heatmaps (`(C, T, M, M)`): H of each word in its own image at its chosen level; 0 for padding.
         word_scores (`(C, T)`): R_t, in [0, 1]; 0 for padding.
         word_levels (`(C, T)`): Index of the chosen level.
-        sentence_heatmaps (`(C, M, M)`), sentence_scores (`(C,)`), sentence_levels (`(C,)`): The same for whole captions.
+        sentence_heatmaps (`(C, M, M)`), sentence_scores (`(C,)`), sentence_levels (`(C,)`): The same for whole
+            captions.
         image_embeds (`(B, M * M, L, D)`): V, normalised over D; row-major cells.
         word_embeds (`(C, T, D)`), sentence_embeds (`(C, D)`): Words and sentences in the common space, normalised.
     """

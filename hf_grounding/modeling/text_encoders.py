@@ -1,17 +1,21 @@
 """Text side of the common space: encoders that give layers of word states, and the trainable mixes of those layers.
 
-Every encoder maps `input_ids, attention_mask` to `layers (K, batch, T, width)`. What the models need of them is one vector for each
-word (`WordMix`) and one for the sentence (`SentenceMix`). Section 3.2 of arXiv 1811.11683; the mix rules are the authors' code.
+Every encoder maps `input_ids, attention_mask` to `layers (K, batch, T, width)`. What the models need of them is one
+vector for each word (`LinearWordMix`, `SoftmaxWordMix`) and one for the sentence (`SentenceMix`). Section 3.2 of arXiv
+1811.11683; the mix rules are the authors' code.
 """
 
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-from transformers import AutoModel
+from transformers import AutoModel, PreTrainedModel
 
 
 class BiLSTMEncoder(nn.Module):
-    r"""Trainable word vectors and one BiLSTM. Layers: `[e; e]` (so that widths agree) and the BiLSTM's `[forward; backward]`."""
+    r"""Trainable word vectors and one BiLSTM.
+
+    Layers: `[e; e]` (so that widths agree) and the BiLSTM's `[forward; backward]`.
+    """
 
     def __init__(self, config):
         super().__init__()
@@ -31,6 +35,8 @@ class BiLSTMEncoder(nn.Module):
 class PretrainedTextEncoder(nn.Module):
     r"""Any `AutoModel` text encoder; layers are its hidden states. Frozen ones stay in eval mode."""
 
+    model: PreTrainedModel
+
     def __init__(self, config):
         super().__init__()
         self.frozen = config.freeze_text_encoder
@@ -39,7 +45,7 @@ class PretrainedTextEncoder(nn.Module):
         self.num_layers = config.text_config.num_hidden_layers + 1
         self.train()  # a frozen one starts in eval mode
 
-    def set_model(self, model: nn.Module) -> None:
+    def set_model(self, model: PreTrainedModel) -> None:
         r"""Uses `model`, of the same configuration, such as a pretrained one."""
         self.model = model.requires_grad_(not self.frozen)
         if getattr(model, "pooler", None) is not None:
@@ -93,12 +99,16 @@ class SentenceMix(nn.Module):
 def pool_boundary(layers: torch.Tensor, word_mask: torch.Tensor) -> torch.Tensor:
     r"""`[backward half at the first word; forward half at the last]`, backward first as in the authors' code.
 
-    Shapes: `layers` (K, batch, T, 2 h) with halves [forward; backward], `word_mask` (batch, T), right-padded -> (K, batch, 2 h).
+    First and last are where `word_mask` is 1, so padding and special tokens may stand on either side.
+
+    Shapes: `layers` (K, batch, T, 2 h) with halves [forward; backward], `word_mask` (batch, T) -> (K, batch, 2 h).
     """
     forward, backward = layers.chunk(2, dim=-1)
     rows = torch.arange(word_mask.shape[0], device=layers.device)
-    last = word_mask.sum(dim=1).clamp(min=1) - 1
-    return torch.cat([backward[:, :, 0], forward[:, rows, last]], dim=-1)
+    real = word_mask.long()
+    first = real.argmax(dim=1)  # of equal values, the first
+    last = real.shape[1] - 1 - real.flip(1).argmax(dim=1)
+    return torch.cat([backward[:, rows, first], forward[:, rows, last]], dim=-1)
 
 
 def pool_mean(layers: torch.Tensor, word_mask: torch.Tensor) -> torch.Tensor:

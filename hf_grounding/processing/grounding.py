@@ -19,8 +19,8 @@ class Grounding:
         phrase (`str`): The words, as given.
         token_span (`tuple[int, int]`): First and one past the last white-space token of the phrase in its sentence.
         box (`tuple` of 4 floats, *optional*): xyxy in pixels of the original image; the rule is [`heatmap_boxes`].
-        point (`tuple` of 2 floats, *optional*): (x, y) in pixels of the original image; `None` when nothing in the image
-            answers to the phrase, that is the heatmap is 0 everywhere.
+        point (`tuple` of 2 floats, *optional*): (x, y) in pixels of the original image; `None` when nothing in the
+            image answers to the phrase, that is the heatmap is 0 everywhere.
         score (`float`): How well the phrase fits the image, in [0, 1]: mean relevance R_t of its words, or R_s.
         heatmap (`np.ndarray` of shape `(grid_height, grid_width)`): Scores of the cells, at least 0, not normalised.
     """
@@ -51,12 +51,12 @@ def heatmap_points(heatmaps: torch.Tensor, height: int, width: int) -> torch.Ten
 def heatmap_boxes(
     heatmaps: torch.Tensor, points: torch.Tensor, height: int, width: int, threshold: float = BOX_THRESHOLD
 ) -> torch.Tensor:
-    r"""Bounding box of the connected region around the point in which the heatmap is at least `threshold` times its peak.
+    r"""Bounding box of the connected region around the point where the heatmap is at least `threshold` times its peak.
 
     The region is grown (4 neighbours) on the heatmap resized to 64 x 64, so the box is exact to 1/64 of the image side.
 
-    Shapes: `heatmaps` (n, grid_height, grid_width), `points` (n, 2) of [`heatmap_points`] -> (n, 4), xyxy in pixels; NaN where the
-    point is.
+    Shapes: `heatmaps` (n, grid_height, grid_width), `points` (n, 2) of [`heatmap_points`] -> (n, 4), xyxy in pixels;
+    NaN where the point is.
     """
     cell = points.new_tensor([width / BOX_GRID, height / BOX_GRID])
     seeds = ((points.nan_to_num() + 0.5) / cell).long().clamp(max=BOX_GRID - 1)
@@ -78,7 +78,10 @@ def heatmap_boxes(
 
 
 def box_coverage(boxes: torch.Tensor, height: float, width: float, grid_size: int) -> torch.Tensor:
-    r"""Share of each grid cell covered by the best-covering box: (n, 4) xyxy in pixels of a height x width image -> (grid, grid)."""
+    r"""Share of each grid cell covered by the best-covering box.
+
+    Shapes: `boxes` (n, 4), xyxy in pixels of a height x width image -> (grid, grid).
+    """
     edges = torch.arange(grid_size + 1, dtype=torch.float32) / grid_size
 
     def overlap(low: torch.Tensor, high: torch.Tensor, size: float) -> torch.Tensor:

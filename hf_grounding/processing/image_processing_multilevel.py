@@ -1,4 +1,7 @@
-"""Image side of the processor: RGB, resized to a fixed size with the aspect ignored (section 3.1 of arXiv 1811.11683), normalised."""
+"""Image side of the processor: RGB, resized to a fixed size, normalised.
+
+The aspect is ignored, as in section 3.1 of arXiv 1811.11683.
+"""
 
 from typing import Any
 
@@ -9,7 +12,10 @@ from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_S
 
 
 class MultiLevelGroundingImageProcessorPil(PilBackend):
-    r"""Photo -> `pixel_values`. Set `size`, `image_mean` and `image_std` to what the backbone was trained with; the defaults scale to [-1, 1]."""
+    r"""Photo -> `pixel_values`.
+
+    Set `size`, `image_mean` and `image_std` to what the backbone was trained with; the defaults scale to [-1, 1].
+    """
 
     resample = PILImageResampling.BICUBIC
     size = {"height": 448, "width": 448}

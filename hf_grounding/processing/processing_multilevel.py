@@ -19,14 +19,16 @@ class MultiLevelGroundingProcessor(ProcessorMixin):
         image_processor ([`MultiLevelGroundingImageProcessorPil`]): Fixed size, normalised for the backbone.
         tokenizer ([`PreTrainedTokenizerFast`]): Any fast tokenizer.
         grid_size (`int`): M of the model, for the box masks of training.
-        query_heatmap (`str`): What a phrase's heatmap is made of: `"word"`, its words' heatmaps weighted by their relevance
-            (Flickr30k protocol); `"sentence"`, the whole text's (ReferIt and Visual Genome protocol); `"auto"`, the sentence's
-            where the phrase is the whole text, else the words'.
+        query_heatmap (`str`): What a phrase's heatmap is made of: `"word"`, its words' heatmaps weighted by their
+            relevance (Flickr30k protocol); `"sentence"`, the whole text's (ReferIt and Visual Genome protocol);
+            `"auto"`, the sentence's where the phrase is the whole text, else the words'.
     """
 
     text_kwargs = {"padding": True}
 
-    def __init__(self, image_processor=None, tokenizer=None, grid_size: int = 18, query_heatmap: str = "auto", **kwargs):
+    def __init__(
+        self, image_processor=None, tokenizer=None, grid_size: int = 18, query_heatmap: str = "auto", **kwargs
+    ):
         if query_heatmap not in QUERY_HEATMAPS:
             raise ValueError(f"`query_heatmap` must be one of {QUERY_HEATMAPS}, got {query_heatmap!r}.")
         self.grid_size = grid_size
@@ -47,24 +49,28 @@ class MultiLevelGroundingProcessor(ProcessorMixin):
         Args:
             images: A photo or a list of them, anything transformers' image processors take.
             text: One caption for each image, or for each image a list of captions.
-            phrases: For each caption (in the order of the flattened `text`) the list of its phrases: words of the caption,
-                `(start, end)` spans of white-space tokens, or the phrases of a data set (dicts with `start`, `end` and, for
-                training with boxes, `boxes`). Default: each caption is one phrase.
+            phrases: For each caption (in the order of the flattened `text`) the list of its phrases: words of the
+                caption, `(start, end)` spans of white-space tokens, or the phrases of a data set (dicts with `start`,
+                `end` and, for training with boxes, `boxes`). Default: each caption is one phrase.
             feature_maps: Maps of the backbone instead of `images`, one (batch, channels, height, width) for each level.
-            target_sizes: (height, width) of each caption's image in the pixels `boxes` are given in; with it the phrases'
-                `boxes` become `box_masks`.
+            target_sizes: (height, width) of each caption's image in the pixels `boxes` are given in; with it the
+                phrases' `boxes` become `box_masks`.
             return_tensors: Only `"pt"`.
 
         Returns:
-            `BatchFeature` with `pixel_values` or `feature_maps`, `input_ids`, `attention_mask`, `word_mask`, `phrase_mask`, with several
-            captions an image `image_index`, with `target_sizes` `box_masks`, and `phrases`, a list of [`Phrase`]s for each caption.
+            `BatchFeature` with `pixel_values` or `feature_maps`, `input_ids`, `attention_mask`, `word_mask`,
+            `phrase_mask`, with lists of captions `image_index`, with `target_sizes` `box_masks`, and `phrases`, a list
+            of [`Phrase`]s for each caption.
 
         Raises:
-            ValueError: For an empty caption, a phrase that is not in its caption, features that are not finite, numbers of
-                images, captions and phrases that do not fit, or boxes that are not xyxy.
+            ValueError: For an empty caption, an image without captions, a phrase that is not in its caption, features
+                that are not finite, numbers of images, captions and phrases that do not fit, or boxes that are not
+                xyxy.
         """
         if return_tensors != "pt":
-            raise ValueError(f'`return_tensors` must be "pt" (phrase and box masks are torch tensors), got {return_tensors!r}.')
+            raise ValueError(
+                f'`return_tensors` must be "pt" (phrase and box masks are torch tensors), got {return_tensors!r}.'
+            )
         data: dict[str, Any] = {}
         if images is not None:
             data.update(self.image_processor(images, return_tensors="pt", **kwargs))
@@ -72,10 +78,14 @@ class MultiLevelGroundingProcessor(ProcessorMixin):
             data["feature_maps"] = _finite_maps(feature_maps)
         if text is not None:
             captions, image_index = _flatten_captions(text)
-            num_images = len(data["pixel_values"]) if images is not None else len(feature_maps[0]) if feature_maps else None
+            num_images = (
+                len(data["pixel_values"]) if images is not None else len(feature_maps[0]) if feature_maps else None
+            )
             expected = len(captions) if image_index is None else int(image_index[-1]) + 1
             if num_images not in (None, expected):
-                raise ValueError(f"{num_images} images but text for {expected}; give one caption, or a list of them, for each.")
+                raise ValueError(
+                    f"{num_images} images but text for {expected}; give one caption, or a list of them, for each."
+                )
             if image_index is not None:
                 data["image_index"] = image_index
             data.update(self._text_inputs(captions, phrases, target_sizes))
@@ -84,7 +94,9 @@ class MultiLevelGroundingProcessor(ProcessorMixin):
     def _text_inputs(self, captions: list[str], phrases: list | None, target_sizes: list | None) -> dict[str, Any]:
         raw = [[(0, len(caption.split()))] for caption in captions] if phrases is None else phrases
         if len(raw) != len(captions):
-            raise ValueError(f"`phrases` has {len(raw)} entries for {len(captions)} captions; give a list of phrases for each.")
+            raise ValueError(
+                f"`phrases` has {len(raw)} entries for {len(captions)} captions; give a list of phrases for each."
+            )
         if any(isinstance(row, str) for row in raw):
             raise ValueError(f"`phrases` must be a list of phrases for each caption, such as [['a man']]; got {raw!r}.")
         spans = [[as_phrase(value, caption) for value in row] for row, caption in zip(raw, captions, strict=True)]
@@ -105,12 +117,17 @@ class MultiLevelGroundingProcessor(ProcessorMixin):
     def _box_masks(self, phrases: list, target_sizes: list, num_phrases: int) -> torch.Tensor:
         """Cells covered by each phrase's boxes, (captions, phrases, grid, grid); 0 for phrases without boxes."""
         if len(target_sizes) != len(phrases):
-            raise ValueError(f"`target_sizes` has {len(target_sizes)} entries for {len(phrases)} captions; give (height, width) for each.")
+            raise ValueError(
+                f"`target_sizes` has {len(target_sizes)} entries for {len(phrases)} captions; "
+                "give (height, width) for each."
+            )
         masks = torch.zeros(len(phrases), num_phrases, self.grid_size, self.grid_size)
         for i, (row, (height, width)) in enumerate(zip(phrases, target_sizes, strict=True)):
             for j, phrase in enumerate(row):
                 if not isinstance(phrase, dict) or "boxes" not in phrase:
-                    raise ValueError(f"`target_sizes` asks for box masks, which need phrases with `boxes`; got {phrase!r}.")
+                    raise ValueError(
+                        f"`target_sizes` asks for box masks, which need phrases with `boxes`; got {phrase!r}."
+                    )
                 if len(phrase["boxes"]):
                     boxes = torch.as_tensor(phrase["boxes"], dtype=torch.float32)
                     if boxes.ndim != 2 or boxes.shape[1] != 4 or not (boxes[:, 2:] >= boxes[:, :2]).all():
@@ -140,7 +157,9 @@ class MultiLevelGroundingProcessor(ProcessorMixin):
             mask = inputs["phrase_mask"][caption, : len(phrases)].to(outputs.word_scores.dtype)  # (P, T)
             weights = mask * outputs.word_scores[caption]
             total = weights.sum(dim=1, keepdim=True)
-            heatmaps = torch.einsum("pt,tyx->pyx", weights / total.clamp(min=torch.finfo(total.dtype).tiny), outputs.heatmaps[caption])
+            heatmaps = torch.einsum(
+                "pt,tyx->pyx", weights / total.clamp(min=torch.finfo(total.dtype).tiny), outputs.heatmaps[caption]
+            )
             scores = (total / mask.sum(dim=1, keepdim=True).clamp(min=1))[:, 0]
             whole = mask.sum(dim=1) == num_words[caption]
             by_sentence = whole if query_heatmap == "auto" else torch.full_like(whole, query_heatmap == "sentence")
@@ -170,7 +189,8 @@ class MultiLevelGroundingProcessor(ProcessorMixin):
         image_index = inputs["image_index"].tolist() if "image_index" in inputs else list(range(len(phrases)))
         if len(target_sizes) != max(image_index) + 1:
             raise ValueError(
-                f"`target_sizes` has {len(target_sizes)} entries for {max(image_index) + 1} images; give (height, width) of each."
+                f"`target_sizes` has {len(target_sizes)} entries for {max(image_index) + 1} images; "
+                "give (height, width) of each."
             )
         heatmaps = self.phrase_heatmaps(outputs, inputs, query_heatmap)
         return [
@@ -188,23 +208,37 @@ def _groundings(
     found = (~points.isnan().any(dim=1)).tolist()
     rows = zip(phrases, found, boxes.tolist(), points.tolist(), scores.tolist(), heatmaps.numpy(), strict=True)
     return [
-        Grounding(phrase.text, (phrase.start, phrase.end), tuple(box) if ok else None, tuple(point) if ok else None, score, heatmap)
+        Grounding(
+            phrase.text,
+            (phrase.start, phrase.end),
+            tuple(box) if ok else None,
+            tuple(point) if ok else None,
+            score,
+            heatmap,
+        )
         for phrase, ok, box, point, score, heatmap in rows
     ]
 
 
 def _flatten_captions(text: str | list[str] | list[list[str]]) -> tuple[list[str], torch.Tensor | None]:
-    """Flat captions and, for nested ones, the image of each. Empty captions are refused."""
-    rows = [text] if isinstance(text, str) else list(text)
+    """Flat captions and, for nested ones, the image of each. Empty captions and images without any are refused."""
+    rows: list[Any] = [text] if isinstance(text, str) else list(text)
     nested = bool(rows) and isinstance(rows[0], list | tuple)
     if nested and not all(isinstance(row, list | tuple) for row in rows):
-        raise ValueError(f"`text` must hold one caption for each image, or for each a list of captions; got both in {rows!r}.")
-    captions = [caption for row in rows for caption in row] if nested else rows
-    if not captions:
+        raise ValueError(
+            f"`text` must hold one caption for each image, or for each a list of captions; got both in {rows!r}."
+        )
+    if not rows:
         raise ValueError("`text` is empty; give a caption, or a list of captions for each image.")
+    for image, row in enumerate(rows if nested else ()):
+        if not row:
+            raise ValueError(f"Image {image} has no captions in `text`; give it at least one, or leave the image out.")
+    captions = [caption for row in rows for caption in row] if nested else rows
     for position, caption in enumerate(captions):
         if not isinstance(caption, str):
-            raise ValueError(f"`text` must hold strings, or for each image a list of strings; entry {position} is {caption!r}.")
+            raise ValueError(
+                f"`text` must hold strings, or for each image a list of strings; entry {position} is {caption!r}."
+            )
         if not caption.strip():
             raise ValueError(f"Caption {position} is empty; every caption needs at least one word.")
     return captions, torch.tensor([i for i, row in enumerate(rows) for _ in row]) if nested else None
@@ -214,10 +248,16 @@ def _finite_maps(feature_maps: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, 
     maps = tuple(torch.as_tensor(feature_map) for feature_map in feature_maps)
     for level, feature_map in enumerate(maps):
         if feature_map.ndim != 4:
-            raise ValueError(f"Level {level} of `feature_maps` must be (batch, channels, height, width), got {tuple(feature_map.shape)}.")
+            raise ValueError(
+                f"Level {level} of `feature_maps` must be (batch, channels, height, width), "
+                f"got {tuple(feature_map.shape)}."
+            )
         bad = (~feature_map.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()
         if bad:
-            raise ValueError(f"Level {level} of `feature_maps` has NaN or infinite values in rows {bad}; extract these features again.")
+            raise ValueError(
+                f"Level {level} of `feature_maps` has NaN or infinite values in rows {bad}; "
+                "extract these features again."
+            )
     return maps
 
 

@@ -1,7 +1,7 @@
 """Word-level tokenizers, and the words and phrases of a sentence.
 
-A word is a white-space token, as in the captions of Flickr30k Entities; phrases are spans of words. Tokenizers may cut words
-further (punctuation, subwords); `token_words` says which word each token belongs to.
+A word is a white-space token, as in the captions of Flickr30k Entities; phrases are spans of words. Tokenizers may cut
+words further (punctuation, subwords); `token_words` says which word each token belongs to.
 """
 
 import re
@@ -25,7 +25,9 @@ class Phrase:
 
 
 def train_word_tokenizer(captions: Iterable[str], min_count: int = 1) -> PreTrainedTokenizerFast:
-    r"""Word-level tokenizer of all words seen `min_count` times or more, lower-cased; punctuation at a word's end is split off.
+    r"""Word-level tokenizer of all words seen `min_count` times or more, lower-cased.
+
+    Punctuation at a word's end is split off.
 
     Raises:
         ValueError: If no word is left.
@@ -40,7 +42,9 @@ def train_word_tokenizer(captions: Iterable[str], min_count: int = 1) -> PreTrai
     )
     tokenizer.train_from_iterator(captions, trainer)
     if tokenizer.get_vocab_size() == 2:
-        raise ValueError(f"No word occurs {min_count} times or more in the captions; lower `min_count` or give more captions.")
+        raise ValueError(
+            f"No word occurs {min_count} times or more in the captions; lower `min_count` or give more captions."
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
@@ -56,7 +60,7 @@ def word_offsets(text: str) -> list[tuple[int, int]]:
 
 
 def token_words(text: str, token_offsets: list[tuple[int, int]]) -> list[int]:
-    """Index of the white-space token each tokenizer token lies in; -1 for special tokens and padding (empty offsets)."""
+    """Index of the white-space token each token lies in; -1 for special tokens and padding (empty offsets)."""
     word_of_char: dict[int, int] = {}
     for index, (start, end) in enumerate(word_offsets(text)):
         word_of_char.update(dict.fromkeys(range(start, end), index))
@@ -84,7 +88,7 @@ def parse_brackets(text: str) -> tuple[str, list[Phrase]]:
 
 
 def as_phrase(value: Any, text: str) -> Phrase:
-    r"""A phrase given as `Phrase`, `(start, end)`, a dataset's phrase (`dict` with `start` and `end`), or its words -> `Phrase`.
+    r"""`Phrase` of a phrase given as one, as `(start, end)`, as a dataset's `dict` with `start` and `end`, or as words.
 
     Raises:
         ValueError: If the span is not inside the sentence or the words are not in it, or it is none of these.
@@ -94,7 +98,9 @@ def as_phrase(value: Any, text: str) -> Phrase:
         wanted = value.split()
         starts = [i for i in range(len(words) - len(wanted) + 1) if words[i : i + len(wanted)] == wanted]
         if not wanted or not starts:
-            raise ValueError(f"Phrase {value!r} is not in {text!r}; give words of the sentence, or a (start, end) span of them.")
+            raise ValueError(
+                f"Phrase {value!r} is not in {text!r}; give words of the sentence, or a (start, end) span of them."
+            )
         start, end = starts[0], starts[0] + len(wanted)
     elif isinstance(value, dict) and value.keys() >= {"start", "end"}:
         start, end = value["start"], value["end"]
@@ -103,7 +109,11 @@ def as_phrase(value: Any, text: str) -> Phrase:
     elif isinstance(value, tuple | list) and len(value) == 2:
         start, end = value
     else:
-        raise ValueError(f"A phrase is words of the sentence, a (start, end) span or a dict with `start` and `end`; got {value!r}.")
+        raise ValueError(
+            f"A phrase is words of the sentence, a (start, end) span or a dict with `start` and `end`; got {value!r}."
+        )
     if not 0 <= start < end <= len(words):
-        raise ValueError(f"Span ({start}, {end}) is not inside the {len(words)} words of {text!r}; the end is exclusive.")
+        raise ValueError(
+            f"Span ({start}, {end}) is not inside the {len(words)} words of {text!r}; the end is exclusive."
+        )
     return Phrase(" ".join(words[start:end]), start, end)

@@ -1,5 +1,7 @@
-"""What the model reads of each image, computed once for a data set and kept until backbone or images change: the feature maps of a
-frozen backbone, or the pixels where the backbone is trained."""
+"""What the model reads of each image, computed once for a data set and kept until backbone or images change.
+
+That is the feature maps of a frozen backbone, or the pixels where the backbone is trained.
+"""
 
 import hashlib
 import json
@@ -35,10 +37,11 @@ def feature_store(
     bf16: bool = False,
     batch_size: int = 8,
 ) -> FeatureStore:
-    r"""Store of `model.get_feature_maps` of every image (of its pixels, if the backbone trains), from `cache_dir` when it is there.
+    r"""Store of `model.get_feature_maps` of every image (of its pixels, if the backbone trains).
 
-    Its name is a hash of all that the maps depend on: weights of the backbone, levels, image processor, precision and images
-    (content, or path, size and time of files), so a change of any of them computes anew and never reads old features.
+    It is read from `cache_dir` when it is there. Its name is a hash of all that the maps depend on: weights of the
+    backbone, levels, image processor, precision and images (content, or path, size and time of files), so a change of
+    any of them computes anew and never reads old features.
 
     Args:
         model ([`MultiLevelGroundingModel`]): With a backbone.
@@ -85,7 +88,9 @@ def _hash_weights(module: torch.nn.Module) -> str:
     digest = hashlib.sha256(repr(module).encode())
     for name, tensor in module.state_dict().items():
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy() if tensor.ndim else repr(tensor).encode())
+        digest.update(
+            tensor.detach().cpu().contiguous().view(torch.uint8).numpy() if tensor.ndim else repr(tensor).encode()
+        )
     return digest.hexdigest()
 
 
@@ -103,6 +108,9 @@ def _hash_images(dataset: Dataset) -> str:
 
 
 def read_inputs(store: FeatureStore, image_ids: Sequence[str], device: torch.device | None = None) -> dict[str, Any]:
-    """Rows of a store as `feature_maps` or `pixel_values` of the model: float32 (batch, channels, height, width), channels last in memory."""
+    """Rows of a store as `feature_maps` or `pixel_values` of the model.
+
+    Each is float32 (batch, channels, height, width), channels last in memory.
+    """
     maps = tuple(torch.from_numpy(level).to(device).float().movedim(-1, 1) for level in store.read(image_ids))
     return {"pixel_values": maps[0]} if store.settings["levels"] == ["pixels"] else {"feature_maps": maps}

@@ -1,6 +1,10 @@
-"""Training examples of phrase grounding: one caption of each image, drawn anew every epoch, mirrored half of the time if asked."""
+"""Training examples of phrase grounding: one caption of each image, drawn anew every epoch.
+
+If asked, half of the images are mirrored.
+"""
 
 import random
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -13,8 +17,10 @@ _MIRRORED_WORDS = {"left": "right", "right": "left"}
 
 
 class CaptionPerImage(torch.utils.data.Dataset):
-    r"""Image i of the data set with one of its captions. What is drawn depends on the seed, the epoch and the image alone, so a resumed or
-    distributed run draws what an uninterrupted one draws.
+    r"""Image i of the data set with one of its captions.
+
+    What is drawn depends on the seed, the epoch and the image alone, so a resumed or distributed run draws what an
+    uninterrupted one draws.
 
     Args:
         dataset (`datasets.Dataset`): Columns `image_id`, `width`, `height`, `captions`, `phrases`.
@@ -26,7 +32,8 @@ class CaptionPerImage(torch.utils.data.Dataset):
         self.rows = dataset.select_columns(["image_id", "width", "height", "captions", "phrases"])
         empty = [i for i, captions in enumerate(dataset["captions"]) if not captions]
         if empty:
-            raise ValueError(f"{len(empty)} training images have no caption, e.g. '{self.rows[empty[0]]['image_id']}'; leave them out.")
+            example = self.rows[empty[0]]["image_id"]
+            raise ValueError(f"{len(empty)} training images have no caption, e.g. '{example}'; leave them out.")
         self.seed, self.flip, self.epoch = seed, flip, 0
 
     def __len__(self) -> int:
@@ -61,27 +68,38 @@ def mirror(example: dict[str, Any]) -> dict[str, Any]:
 
 
 class GroundingCollator:
-    r"""Examples -> inputs of [`MultiLevelGroundingModel`], images read from the stores of plain and of mirrored ones."""
+    r"""Examples -> inputs of [`MultiLevelGroundingModel`].
+
+    Args:
+        processor ([`MultiLevelGroundingProcessor`]): Makes the text's inputs.
+        plain ([`FeatureStore`]): Maps of the images.
+        mirrored ([`FeatureStore`], *optional*): Maps of the mirrored images, for examples that are flipped.
+    """
 
     def __init__(self, processor: Any, plain: FeatureStore, mirrored: FeatureStore | None = None):
-        self.processor, self.plain, self.mirrored = processor, plain, mirrored
+        self.processor = processor
+        self.stores = {False: plain} if mirrored is None else {False: plain, True: mirrored}
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        examples = sorted(examples, key=lambda example: example["flipped"])
+        examples = sorted(examples, key=_is_flipped)
         inputs = self.processor(
             text=[example["caption"] for example in examples],
             phrases=[example["phrases"] for example in examples],
             target_sizes=[example["size"] for example in examples],
         )
         parts = [
-            read_inputs(store, [example["image_id"] for example in examples if example["flipped"] == flipped])
-            for flipped, store in ((False, self.plain), (True, self.mirrored))
-            if any(example["flipped"] == flipped for example in examples)
+            read_inputs(self.stores[flipped], [example["image_id"] for example in group])
+            for flipped, group in groupby(examples, key=_is_flipped)
         ]
+        images: dict[str, Any] = {}
         if "pixel_values" in parts[0]:
-            images = {"pixel_values": torch.cat([part["pixel_values"] for part in parts])}
+            images["pixel_values"] = torch.cat([part["pixel_values"] for part in parts])
         else:
             levels = zip(*(part["feature_maps"] for part in parts), strict=True)
-            images = {"feature_maps": tuple(torch.cat(level) for level in levels)}
+            images["feature_maps"] = tuple(torch.cat(level) for level in levels)
         text = {name: value for name, value in inputs.items() if name != "phrases"}
         return text | images | {"return_loss": True}
+
+
+def _is_flipped(example: dict[str, Any]) -> bool:
+    return example["flipped"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerControl, TrainingArguments
 
 from ..data.feature_store import FeatureStore
 from .grounding_evaluation import predict_groundings, score_groundings
@@ -16,8 +16,8 @@ class GroundingTrainingArguments(TrainingArguments):
     r"""`TrainingArguments` with our defaults, and what the paper's schedule needs.
 
     Args:
-        halve_learning_rate_at (`list[int]`, *optional*): Halve the learning rate when these many epochs are done (the authors'
-            notebooks: 9 and 14 of 20). Replaces `lr_scheduler_type`.
+        halve_learning_rate_at (`list[int]`, *optional*): Halve the learning rate when these many epochs are done (the
+            authors' notebooks: 9 and 14 of 20). Replaces `lr_scheduler_type`.
         early_stopping_patience (`int`, *optional*): Stop after this many evaluations without a better one.
         mirror_images (`bool`): Mirror half of the training images; ours.
     """
@@ -35,7 +35,10 @@ class GroundingTrainingArguments(TrainingArguments):
 
 
 class _DrawNewCaptions(TrainerCallback):
-    """Tells the training set its epoch. Accelerate's data loaders do so too, but not when they are sharded or resumed."""
+    """Tells the training set its epoch.
+
+    Accelerate's data loaders do so too, but not when their batch sampler is wrapped, as in sharded or resumed runs.
+    """
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
         train_dataloader.dataset.set_epoch(int(state.epoch + 1e-6))
@@ -45,11 +48,14 @@ class GroundingTrainer(Trainer):
     r"""Trains [`MultiLevelGroundingModel`] on [`CaptionPerImage`] examples.
 
     Args:
-        eval_dataset (`datasets.Dataset`): Rows with `captions` and `phrases`; its maps are in `eval_store`.
+        eval_dataset (`datasets.Dataset`): Rows with `captions` and `phrases`.
+        eval_store ([`FeatureStore`], *optional*): Maps of their images; evaluation needs them.
         protocol (`dict`): Arguments of [`score_groundings`] and `query_heatmap`.
     """
 
     args: GroundingTrainingArguments
+    lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None
+    control: TrainerControl
 
     def __init__(self, *args: Any, eval_store: FeatureStore | None = None, protocol: dict | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -73,6 +79,8 @@ class GroundingTrainer(Trainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Pointing accuracy (the metric of the best checkpoint), overall and by category, and attention correctness."""
+        if self.eval_store is None:
+            raise ValueError("Evaluation needs `eval_store`, the feature maps of the images of `eval_dataset`.")
         started = time.perf_counter()
         protocol = dict(self.protocol)
         predictions = predict_groundings(

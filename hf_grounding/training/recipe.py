@@ -1,12 +1,17 @@
-"""Recipes: one YAML file with every setting of a run. The command line overrides any key; the resolved recipe is saved with the model."""
+"""Recipes: one YAML file with every setting of a run.
+
+The command line overrides any key; the resolved recipe is saved with the model.
+"""
 
 import difflib
+import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 RECIPE_FILE = "recipe.yaml"
@@ -58,7 +63,9 @@ class EvaluationSettings:
 
 @dataclass
 class Recipe:
-    r"""All settings of a run. `model` are arguments of [`MultiLevelGroundingConfig`], `training` of [`GroundingTrainingArguments`].
+    r"""All settings of a run.
+
+    `model` are arguments of [`MultiLevelGroundingConfig`], `training` of [`GroundingTrainingArguments`].
 
     Raises (from `load` and `override`):
         FileNotFoundError: No such recipe; says the nearest known name.
@@ -86,30 +93,43 @@ class Recipe:
             known: list[str] | None = None
             if section.name == "model":
                 inherited = {f.name for f in fields(PreTrainedConfig)}
-                known = [f.name for f in fields(MultiLevelGroundingConfig) if f.name not in inherited] + ["pad_token_id"]
+                known = [f.name for f in fields(MultiLevelGroundingConfig) if f.name not in inherited] + [
+                    "pad_token_id"
+                ]
             elif section.name == "training":
                 known = [f.name for f in fields(GroundingTrainingArguments)]
             if known is not None:
                 _check_keys(sections.get(section.name) or {}, known, section.name)
-        kinds = {"dataset": DatasetSettings, "backbone": BackboneSettings, "text": TextSettings, "evaluation": EvaluationSettings}
+        kinds = {
+            "dataset": DatasetSettings,
+            "backbone": BackboneSettings,
+            "text": TextSettings,
+            "evaluation": EvaluationSettings,
+        }
         for name, kind in kinds.items():
             if name in sections:
                 _check_keys(sections[name], [f.name for f in fields(kind)], name)
                 try:
                     sections[name] = kind(**sections[name])
-                except TypeError as error:
+                except (TypeError, StrictDataclassError) as error:
                     raise ValueError(f"Section `{name}` of the recipe: {error}.") from error
+        # YAML 1.1 reads a bare `no` as False; strategies mean the word.
+        training = sections.get("training") or {}
+        sections["training"] = {
+            key: "no" if value is False and key.endswith("_strategy") else value for key, value in training.items()
+        }
         for required in ("description", "dataset", "backbone"):
             if required not in sections:
                 raise ValueError(f"The recipe has no `{required}`.")
         return cls(**sections)
 
     @classmethod
-    def load(cls, source: str | Path, overrides: dict[str, str] | None = None) -> "Recipe":
+    def load(cls, source: str | os.PathLike, overrides: dict[str, str] | None = None) -> "Recipe":
         r"""Recipe from a name (`multilevel_scenes`), a YAML file, or a folder with `recipe.yaml` or `config.yaml`.
 
         Args:
-            overrides: Key -> text of the value (read as YAML). A key is `section.key`, or `key` alone where one section has it.
+            overrides: Key -> text of the value (read as YAML). A key is `section.key`, or `key` alone where one section
+                has it.
         """
         path = find_recipe(source)
         try:
@@ -125,7 +145,9 @@ class Recipe:
 
     def save(self, folder: str | Path) -> None:
         """Writes `recipe.yaml` into `folder`."""
-        (Path(folder) / RECIPE_FILE).write_text(yaml.safe_dump(asdict(self), sort_keys=False, width=120), encoding="utf-8")
+        (Path(folder) / RECIPE_FILE).write_text(
+            yaml.safe_dump(asdict(self), sort_keys=False, width=120), encoding="utf-8"
+        )
 
 
 def recipes_dir() -> Path:
@@ -137,33 +159,41 @@ def recipes_dir() -> Path:
 def list_recipes() -> dict[str, str]:
     """Name -> first line of the description of every recipe that comes with the package."""
     files = sorted(recipes_dir().glob("*/config.yaml"))
-    return {path.parent.name: yaml.safe_load(path.read_text(encoding="utf-8"))["description"].split("\n")[0] for path in files}
+    return {
+        path.parent.name: yaml.safe_load(path.read_text(encoding="utf-8"))["description"].split("\n")[0]
+        for path in files
+    }
 
 
-def find_recipe(source: str | Path) -> Path:
+def find_recipe(source: str | os.PathLike) -> Path:
     """File of a recipe given by name, file or folder."""
     path = Path(source)
-    candidates = [path] if path.is_file() else [path / RECIPE_FILE, path / "config.yaml", recipes_dir() / str(source) / "config.yaml"]
+    candidates = (
+        [path]
+        if path.is_file()
+        else [path / RECIPE_FILE, path / "config.yaml", recipes_dir() / str(source) / "config.yaml"]
+    )
     for candidate in candidates:
         if candidate.is_file():
             return candidate
     known = list(list_recipes())
     nearest = difflib.get_close_matches(path.name, known, n=1, cutoff=0.4)
     hint = f"Did you mean '{nearest[0]}'?" if nearest else f"Known recipes: {', '.join(known)}."
-    raise FileNotFoundError(f"No recipe '{source}': it is no file, no folder with a config.yaml, and no known name. {hint}")
+    raise FileNotFoundError(
+        f"No recipe '{source}': it is no file, no folder with a config.yaml, and no known name. {hint}"
+    )
 
 
 def _override(values: dict[str, Any], key: str, value: Any) -> None:
-    section, _, name = key.rpartition(".")
-    if not section:
-        section = _section_of(key)
-        if section is None:
-            values[key] = value
-            return
+    prefix, _, name = key.rpartition(".")
+    section = prefix or _section_of(key)
+    if section is None:
+        values[key] = value
+        return
     target = values.setdefault(section, {})
     if not isinstance(target, dict):
         raise ValueError(f"`{section}` of the recipe is no section, so `{key}` cannot be set.")
-    target[name or key] = value
+    target[name] = value
 
 
 def _section_of(key: str) -> str | None:
@@ -186,7 +216,9 @@ def _section_of(key: str) -> str | None:
         everything = sorted({f.name for kind in kinds.values() for f in fields(kind)})
         raise ValueError(f"No section of the recipe has a key `{key}`.{_nearest(key, everything)}")
     if len(found) > 1:
-        raise ValueError(f"`{key}` is in the sections {', '.join(found)}; write `{found[0]}.{key}` or `{found[1]}.{key}`.")
+        raise ValueError(
+            f"`{key}` is in the sections {', '.join(found)}; write `{found[0]}.{key}` or `{found[1]}.{key}`."
+        )
     return found[0]
 
 

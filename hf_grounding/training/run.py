@@ -1,4 +1,7 @@
-"""A run from its recipe: data, backbone, tokenizer, model, training, evaluation; what `hf-grounding train` and `evaluate` do."""
+"""A run from its recipe: data, backbone, tokenizer, model, training, evaluation.
+
+What `hf-grounding train` and `evaluate` do.
+"""
 
 import ctypes
 import gzip
@@ -14,13 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, set_seed
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel, set_seed
 
 from ..data import data_root, load_grounding_dataset
 from ..data.feature_store import FeatureStore
 from ..modeling.configuration_multilevel import MultiLevelGroundingConfig
-from ..modeling.modeling_multilevel import MultiLevelGroundingModel
+from ..modeling.modeling_multilevel import MultiLevelGroundingModel, choose_maps
+from ..modeling.text_encoders import PretrainedTextEncoder
 from ..processing.image_processing_multilevel import MultiLevelGroundingImageProcessorPil
 from ..processing.processing_multilevel import MultiLevelGroundingProcessor
 from ..processing.words import train_word_tokenizer
@@ -44,21 +49,26 @@ def load_split(recipe: Recipe, split: str) -> Dataset:
     return load_grounding_dataset(settings.name, split=split, data_dir=data_dir, **settings.options)
 
 
-def build_model(recipe: Recipe, captions: Iterable[str]) -> tuple[MultiLevelGroundingModel, MultiLevelGroundingProcessor]:
+def build_model(
+    recipe: Recipe, captions: Iterable[str]
+) -> tuple[MultiLevelGroundingModel, MultiLevelGroundingProcessor]:
     r"""Untrained model and processor of a recipe; the vocabulary is that of `captions`, the training split's."""
     backbone, text = recipe.backbone, recipe.text
-    if (backbone.path is None) == (backbone.config is None):
-        raise ValueError("Section `backbone` needs either `path` (pretrained weights) or `config` (random weights).")
-    path = None if backbone.path is None else _below_data_root(backbone.path)
-    network = AutoModel.from_pretrained(path) if path else AutoModel.from_config(AutoConfig.for_model(**backbone.config))
     size = {"height": backbone.image_size, "width": backbone.image_size}
-    if path:
+    if backbone.path is not None and backbone.config is None:
+        path = _below_data_root(backbone.path)
+        network = AutoModel.from_pretrained(path)
         pretrained = AutoImageProcessor.from_pretrained(path)
         colours = {"image_mean": pretrained.image_mean, "image_std": pretrained.image_std}
-    else:
+    elif backbone.config is not None and backbone.path is None:
+        network = AutoModel.from_config(AutoConfig.for_model(**backbone.config))
         colours = {}
+    else:
+        raise ValueError("Section `backbone` needs either `path` (pretrained weights) or `config` (random weights).")
     image_processor = MultiLevelGroundingImageProcessorPil(size=size, **colours)
-    tokenizer = AutoTokenizer.from_pretrained(text.encoder) if text.encoder else train_word_tokenizer(captions, text.min_count)
+    tokenizer = (
+        AutoTokenizer.from_pretrained(text.encoder) if text.encoder else train_word_tokenizer(captions, text.min_count)
+    )
     config = MultiLevelGroundingConfig(
         backbone_config=network.config,
         backbone_levels=backbone.levels,
@@ -69,8 +79,8 @@ def build_model(recipe: Recipe, captions: Iterable[str]) -> tuple[MultiLevelGrou
         **recipe.model,
     )
     model = MultiLevelGroundingModel(config)
-    model.backbone.model.load_state_dict(network.state_dict())
-    if text.encoder:
+    model.get_submodule("backbone.model").load_state_dict(network.state_dict())
+    if isinstance(model.text_encoder, PretrainedTextEncoder):
         model.text_encoder.set_model(AutoModel.from_pretrained(text.encoder))
     elif text.word_vectors:
         _load_word_vectors(model, tokenizer, Path(_below_data_root(text.word_vectors)))
@@ -81,7 +91,9 @@ def build_model(recipe: Recipe, captions: Iterable[str]) -> tuple[MultiLevelGrou
 
 
 def train(recipe: Recipe, output_dir: str | os.PathLike, *, resume: bool = False) -> dict[str, Any]:
-    r"""Trains a recipe, keeps the best checkpoint, evaluates it, and saves model, processor, recipe, results and report to `output_dir`.
+    r"""Trains a recipe, keeps the best checkpoint and evaluates it.
+
+    Model, processor, recipe, results and report are saved to `output_dir`.
 
     Args:
         resume (`bool`): Go on from the last complete checkpoint in `output_dir`.
@@ -93,14 +105,17 @@ def train(recipe: Recipe, output_dir: str | os.PathLike, *, resume: bool = False
     output_dir = Path(output_dir)
     args = GroundingTrainingArguments(output_dir=str(output_dir), **recipe.training)
     set_seed(args.seed)
-    train_rows, eval_rows = (load_split(recipe, split) for split in (recipe.dataset.train_split, recipe.dataset.eval_split))
+    train_rows = load_split(recipe, recipe.dataset.train_split)
+    eval_rows = load_split(recipe, recipe.dataset.eval_split)
     model, processor = build_model(recipe, (caption for row in train_rows["captions"] for caption in row))
     cache_dir = recipe.backbone.feature_dir or default_cache_dir()
+    model.to(args.device)
     with args.main_process_first(desc="features of the frozen backbone"):
-        plain, mirrored, eval_store = (
-            feature_store(model.to(args.device), processor, rows, cache_dir, flip=flip, bf16=args.bf16) if wanted else None
-            for rows, flip, wanted in ((train_rows, False, True), (train_rows, True, args.mirror_images), (eval_rows, False, True))
-        )
+        plain = feature_store(model, processor, train_rows, cache_dir, bf16=args.bf16)
+        mirrored = None
+        if args.mirror_images:
+            mirrored = feature_store(model, processor, train_rows, cache_dir, flip=True, bf16=args.bf16)
+        eval_store = feature_store(model, processor, eval_rows, cache_dir, bf16=args.bf16)
     set_seed(args.seed)  # whether features were computed or found must not change the run
     trainer = GroundingTrainer(
         model=model,
@@ -127,7 +142,9 @@ def train(recipe: Recipe, output_dir: str | os.PathLike, *, resume: bool = False
     }
     if trainer.is_world_process_zero():
         save(output_dir, trained, processor, recipe, results)
-        report = build_report(f"{output_dir.name}: {recipe.description}", results, predictions, eval_rows, asdict(recipe))
+        report = build_report(
+            f"{output_dir.name}: {recipe.description}", results, predictions, eval_rows, asdict(recipe)
+        )
         write_report(output_dir / REPORT_FILE, report)
     return results
 
@@ -142,7 +159,10 @@ def evaluate(
     query_heatmap: str | None = None,
     report: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
-    r"""Measures a trained model on a split of its recipe's data; arguments left out are the recipe's. `report`: an HTML file to write."""
+    r"""Measures a trained model on a split of its recipe's data.
+
+    Arguments left out are the recipe's; `report` is an HTML file to write.
+    """
     keep_freed_memory()
     recipe = Recipe.load(model_dir)
     overrides = {"min_box_area": min_box_area, "box_rule": box_rule, "query_heatmap": query_heatmap}
@@ -153,7 +173,7 @@ def evaluate(
         recipe.dataset.data_dir = data_dir
     split = split or recipe.dataset.eval_split
     rows = load_split(recipe, split)
-    model = MultiLevelGroundingModel.from_pretrained(model_dir)
+    model = MultiLevelGroundingModel.from_pretrained(model_dir).to(PartialState().device)
     processor = MultiLevelGroundingProcessor.from_pretrained(model_dir)
     bf16 = bool(recipe.training.get("bf16", False))  # the features of the training
     store = feature_store(model, processor, rows, recipe.backbone.feature_dir or default_cache_dir(), bf16=bf16)
@@ -184,7 +204,10 @@ def _evaluate_rows(
 
 
 def save(output_dir: Path, model: Any, processor: Any, recipe: Recipe, results: dict[str, Any]) -> None:
-    """Model, processor, recipe and results: written aside, then each file renamed into `output_dir`, the model's weights last."""
+    """Model, processor, recipe and results.
+
+    They are written aside, then each file is renamed into `output_dir`, the model's weights last.
+    """
     aside = output_dir / ".saving"
     aside.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(aside)
@@ -197,8 +220,11 @@ def save(output_dir: Path, model: Any, processor: Any, recipe: Recipe, results: 
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep freed memory. By default it hands large blocks back to the system, and a step on a CPU, which makes and frees
-    hundreds of them, spends up to half of its time on fresh pages (measured in `benchmarks/`). Without glibc nothing happens."""
+    """Tells glibc to keep freed memory.
+
+    By default it hands large blocks back to the system, and a step on a CPU, which makes and frees hundreds of them,
+    spends up to half of its time on fresh pages (measured in `benchmarks/`). Without glibc nothing happens.
+    """
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -209,7 +235,9 @@ def keep_freed_memory() -> None:
 
 
 def last_complete_checkpoint(output_dir: Path) -> str:
-    r"""The newest checkpoint whose files are all there. `trainer_state.json` is written last: a run killed while saving has none.
+    r"""The newest checkpoint whose files are all there.
+
+    `trainer_state.json` is written last: a run killed while saving has none.
 
     Raises:
         FileNotFoundError: If there is no complete checkpoint.
@@ -236,9 +264,7 @@ def _below_data_root(path: str) -> str:
     return str(below) if below.exists() else path
 
 
-def _level_channels(network: torch.nn.Module, levels: list[int]) -> list[int]:
-    from ..modeling.modeling_multilevel import choose_maps
-
+def _level_channels(network: PreTrainedModel, levels: list[int]) -> list[int]:
     with torch.no_grad():
         pixels = torch.zeros(1, network.config.num_channels, 64, 64)
         return [level.shape[1] for level in choose_maps(network.eval()(pixels, output_hidden_states=True), levels)]
@@ -246,7 +272,7 @@ def _level_channels(network: torch.nn.Module, levels: list[int]) -> list[int]:
 
 @torch.no_grad()
 def _load_word_vectors(model: MultiLevelGroundingModel, tokenizer: Any, path: Path) -> None:
-    """Rows of "word v1 v2 ..." for words of the vocabulary become their embeddings, scaled to the spread of the others'."""
+    """Rows of "word v1 v2 ..." for words of the vocabulary become their embeddings, scaled to the others' spread."""
     embeddings = model.get_input_embeddings().weight
     vocabulary = tokenizer.get_vocab()
     size = embeddings.shape[1]
@@ -257,7 +283,8 @@ def _load_word_vectors(model: MultiLevelGroundingModel, tokenizer: Any, path: Pa
             if word in vocabulary:
                 if len(values) != size:
                     raise ValueError(
-                        f"Line {number} of '{path}' has {len(values)} values but `word_embedding_size` is {size}; make them equal."
+                        f"Line {number} of '{path}' has {len(values)} values but `word_embedding_size` is {size}; "
+                        "make them equal."
                     )
                 found[vocabulary[word]] = torch.tensor([float(value) for value in values])
     if not found:

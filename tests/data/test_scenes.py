@@ -230,9 +230,7 @@ def test_the_first_scene_stays_what_it_is():
 
 
 def test_scenes_do_not_depend_on_the_hash_seed_of_the_process():
-    code = (
-        "import sys; from hf_grounding.data.scenes import ScenesConfig, scene_row; print([scene_row(7, 'val', i) for i in range(4)])"
-    )
+    code = "from hf_grounding.data.scenes import scene_row; print([scene_row(7, 'val', i) for i in range(4)])"
     environment = {**os.environ, "PYTHONHASHSEED": "123", "PYTHONPATH": str(CHECKOUT)}
     printed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert printed.stdout.strip() == repr([scene_row(7, "val", index) for index in range(4)])

@@ -106,6 +106,8 @@ VARIANTS = {
     "equation 6b as printed": {"normalize_sentence_attended": False},
     "softmax over regions": {"attention": "softmax"},
     "softmax over words": {"attention": "softmax", "softmax_axis": "words"},
+    "softmax over words, padded words count": {"attention": "softmax", "softmax_axis": "words", "mask_padding": False},
+    "softmax over regions, padded words count": {"attention": "softmax", "mask_padding": False},
     "words on one level": {"word_level": 1},
     "words and sentences on levels of their own": {"word_level": 1, "sentence_level": 0},
     "one level for both": {"word_level": 1, "sentence_level": 1},
@@ -130,10 +132,14 @@ def test_scores_heatmaps_and_loss_are_those_of_the_literal_equations(settings):
     attention = {"attention": cfg.attention, "axis": cfg.softmax_axis}
     word_logits, sentence_logits = torch.zeros(CAPTIONS, CAPTIONS), torch.zeros(CAPTIONS, CAPTIONS)
     for caption in range(CAPTIONS):
-        count = int(MASK[caption].sum()) if cfg.mask_padding else WORDS
+        real = int(MASK[caption].sum())
+        count = real if cfg.mask_padding else WORDS
+        # Padding has no share in the softmax over words; where it counts, it counts as 0.
+        shared = real if (cfg.attention, cfg.softmax_axis) == ("softmax", "words") else count
         for image in range(CAPTIONS):
-            scores, heatmaps = literal_scores(words[caption, :count], cells[image], **attention)
+            scores, heatmaps = literal_scores(words[caption, :shared], cells[image], **attention)
             best = [max(row) if cfg.word_level is None else row[cfg.word_level] for row in scores]
+            best += [0.0] * (count - shared)
             word_logits[caption, image] = log(sum(exp(cfg.gamma_1 * r) for r in best)) / cfg.gamma_1
             normalized = cfg.normalize_sentence_attended
             ((row,), (whole,)) = literal_scores(sentences[caption, None], cells[image], normalized, **attention)
@@ -145,7 +151,7 @@ def test_scores_heatmaps_and_loss_are_those_of_the_literal_equations(settings):
             assert output.sentence_scores[caption] == pytest.approx(row[best_level], abs=1e-9)
             expected = torch.tensor(whole[best_level]).view(3, 3)
             torch.testing.assert_close(output.sentence_heatmaps[caption].float(), expected)
-            for t in range(int(MASK[caption].sum())):
+            for t in range(real):
                 level = scores[t].index(best[t])
                 assert output.word_levels[caption, t] == level
                 assert output.word_scores[caption, t] == pytest.approx(best[t], abs=1e-9)
@@ -422,6 +428,14 @@ def test_boundary_pooling_joins_backward_at_the_first_word_and_forward_at_the_la
     layer = torch.tensor([[10.0 + t, 20.0 + t] for t in range(4)]).expand(1, 2, 4, 2)
     pooled = pool_boundary(layer, torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]))
     assert pooled.tolist() == [[[20.0, 13.0], [20.0, 11.0]]]
+
+
+@pytest.mark.parametrize("dtype", [torch.long, torch.bool, torch.float32], ids=str)
+def test_boundary_pooling_leaves_special_tokens_and_padding_of_either_side_out(dtype):
+    # as [CLS] a b [SEP], [PAD] [PAD] a b, [PAD] [CLS] a [SEP]: states of words 1 and 2, of 2 and 3, of 2 alone
+    layer = torch.tensor([[10.0 + t, 20.0 + t] for t in range(4)]).expand(2, 3, 4, 2)
+    pooled = pool_boundary(layer, torch.tensor([[0, 1, 1, 0], [0, 0, 1, 1], [0, 0, 1, 0]]).to(dtype))
+    assert pooled.tolist() == [[[21.0, 12.0], [22.0, 13.0], [22.0, 12.0]]] * 2
 
 
 def test_mean_pooling_leaves_special_tokens_and_padding_out():

@@ -236,7 +236,8 @@ def test_golden_word_scores_of_all_pairs(goldens):
         model, mask = golden.model(), golden["text/mask"]
         args = (golden["text/s"], golden["text/sbar"], golden.regions)
         for name, counted in (("code_unmasked", torch.ones_like(mask)), ("masked", mask)):
-            scores = model._cross_scores(*args, counted.long())[0].transpose(0, 1)  # (caption, image, word)
+            scores, _ = model._cross_scores(*args, mask.long(), counted.long())
+            scores = scores.transpose(0, 1)  # (caption, image, word)
             golden.check(scores.contiguous(), golden[f"{name}/R_t_all_pairs"] * counted[:, None])
             pooled = pool_words(scores, counted[:, None].long(), golden.sizes["gamma1"])
             golden.check(pooled, f"{name}/R_w")

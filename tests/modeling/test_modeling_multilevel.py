@@ -191,6 +191,29 @@ def test_the_word_mask_leaves_special_tokens_out():
     assert not torch.equal(output.sentence_embeds, model(**inputs).sentence_embeds)
 
 
+@pytest.mark.parametrize("pooling", ["boundary", "mean"])
+def test_special_tokens_and_padding_of_either_side_have_no_part_in_the_sentence(pooling):
+    model = small_model(text_config=bert(), sentence_pooling=pooling)
+    states = torch.randn(1, 2, 5, 8, generator=torch.Generator().manual_seed(3))
+    states[0, 1] = states[0, 0].roll(1, dims=0)  # the same words, one position later
+    mask = torch.tensor([[0, 1, 1, 0, 0], [0, 0, 1, 1, 0]])
+    expected = model.sentence_mix(states, mask)
+    torch.testing.assert_close(expected[0], expected[1])
+    states[0][mask == 0] = 100.0
+    assert torch.equal(model.sentence_mix(states, mask), expected)
+
+
+def test_padded_words_have_no_share_in_the_softmax_over_words_whether_they_count_or_not():
+    settings = {"attention": "softmax", "softmax_axis": "words"}
+    inputs = {**small_inputs(), "return_loss": True}
+    masked, counted = small_model(**settings)(**inputs), small_model(**settings, mask_padding=False)(**inputs)
+    for name in ("heatmaps", "word_scores"):
+        assert torch.equal(counted[name], masked[name])
+    # Each counted padding adds exp(0) = 1 to the sum of exp(gamma_1 R_t).
+    padding = (MASK == 0).sum(dim=1, keepdim=True)
+    torch.testing.assert_close((5 * counted.word_logits).exp(), (5 * masked.word_logits).exp() + padding)
+
+
 def test_padded_words_change_the_word_logits_only_when_they_are_counted():
     inputs = {**small_inputs(), "return_loss": True}
     masked, counted = small_model()(**inputs), small_model(mask_padding=False)(**inputs)
@@ -280,6 +303,14 @@ def test_chosen_word_layers_alone_reach_the_words():
     torch.testing.assert_close(words[0, 1], words[2, 1])
 
 
+def test_the_first_and_last_layer_have_a_number_from_either_end():
+    first_to_last, last_to_first = (
+        small_model(text_config=bert(), word_layers=layers, sentence_layers=layers)(**small_inputs())
+        for layers in ([0, 2], [-3, -1])
+    )
+    assert_same(tensors_of(first_to_last), tensors_of(last_to_first), rtol=0, atol=0)
+
+
 def test_dropout_is_off_in_eval_mode_and_on_in_training():
     model, inputs = small_model(dropout=0.5), small_inputs()
     expected = small_model()(**inputs).word_embeds
@@ -351,6 +382,21 @@ def test_maps_without_height_and_width_are_refused():
 
 
 # Errors
+
+
+@pytest.mark.parametrize("name", ["word_layers", "sentence_layers"])
+@pytest.mark.parametrize(
+    "text, layers, message",
+    [
+        (None, [0, 2], r"\[2\] are no layers .* which has 2, its input included; name layers from -2 to 1"),
+        (None, [-3], r"\[-3\] are no layers .* which has 2"),
+        (bert(), [3, 1, -4], r"\[3, -4\] are no layers .* which has 3, its input included; name layers from -3 to 2"),
+    ],
+    ids=["bilstm", "bilstm, negative", "bert"],
+)
+def test_layers_the_text_encoder_does_not_have_are_named_when_the_model_is_built(name, text, layers, message):
+    with pytest.raises(ValueError, match=f"`{name}` {message}"):
+        small_model(text_config=text, **{name: layers})
 
 
 def test_pixels_and_feature_maps_exclude_each_other():
