@@ -4,12 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := build/demo/multilevel_scenes
+DEMO_TEXT := "[an orange square] , [an orange triangle] and [a blue diamond]"
 
 .PHONY: demo test lint wheel clean
 
 demo: $(READY)
 	$(BIN)/hf-grounding train multilevel_scenes --output_dir $(DEMO)
-	$(BIN)/hf-grounding evaluate $(DEMO)
+	$(BIN)/hf-grounding evaluate $(DEMO) --split test
+	$(BIN)/hf-grounding ground docs/scene.png $(DEMO_TEXT) --model $(DEMO) --draw $(DEMO)/grounding.png
 
 test: $(READY)
 	$(BIN)/python -m pytest -q

@@ -15,11 +15,13 @@ import yaml
 from safetensors.torch import load_file
 
 from hf_grounding import MultiLevelGroundingModel, load_grounding_dataset
-from hf_grounding.training.grounding_data import CaptionPerImage, mirror
-from hf_grounding.training.grounding_evaluation import box_accuracy
+from hf_grounding.data.feature_store import FeatureStore, FeatureStoreWriter
+from hf_grounding.training.features import feature_store
+from hf_grounding.training.grounding_data import CaptionPerImage, GroundingCollator, mirror
+from hf_grounding.training.grounding_evaluation import box_accuracy, predict_groundings
 from hf_grounding.training.grounding_trainer import GroundingTrainer, GroundingTrainingArguments
 from hf_grounding.training.recipe import Recipe
-from hf_grounding.training.run import last_complete_checkpoint, train
+from hf_grounding.training.run import build_model, last_complete_checkpoint, load_split, train
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -93,8 +95,10 @@ def _losses(results: Path) -> dict[int, float]:
 
 
 def test_a_run_killed_and_resumed_has_the_losses_of_an_uninterrupted_one(recipe_file: Path, tmp_path: Path):
-    train(Recipe.load(recipe_file), tmp_path / "whole")
-    call = [sys.executable, "-c", SCRIPT, str(recipe_file), str(tmp_path / "killed")]
+    run = [sys.executable, "-c", SCRIPT, str(recipe_file)]
+    # In a process of its own too: the number of threads changes the order of sums, and with it the last digit.
+    subprocess.run([*run, str(tmp_path / "whole")], env=_environment(), check=True, capture_output=True)
+    call = [*run, str(tmp_path / "killed")]
     process = subprocess.Popen(
         [*call, "slowly"], env=_environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
@@ -211,6 +215,40 @@ def test_mirroring_moves_boxes_to_the_other_side_and_swaps_left_and_right():
     assert mirrored["caption"] == "a dog right of a cat"
     assert mirrored["phrases"][0]["boxes"] == [[70.0, 5.0, 90.0, 40.0]]
     assert mirror(mirrored) == example
+
+
+def test_a_batch_reads_mirrored_examples_from_the_mirrored_images(tmp_path: Path):
+    stores = []
+    for name, sign in (("plain", 1), ("mirrored", -1)):
+        with FeatureStoreWriter(tmp_path / name, ["a", "b", "c"], {"levels": [1]}) as writer:
+            writer.write(0, [sign * np.arange(1, 4, dtype=np.float16).reshape(3, 1, 1, 1)])
+        stores.append(FeatureStore(tmp_path / name))
+    examples = [
+        {"image_id": image_id, "caption": image_id, "phrases": [], "size": (1, 1), "flipped": image_id == "b"}
+        for image_id in "abc"
+    ]
+    inputs = GroundingCollator(dict, *stores)(examples)
+    assert inputs["text"] == ["a", "c", "b"]
+    assert inputs["feature_maps"][0].flatten().tolist() == [1.0, 3.0, -2.0]
+
+
+def test_images_without_captions_are_left_out_of_the_evaluation(recipe_file: Path, tmp_path: Path):
+    recipe = Recipe.load(recipe_file)
+    rows = load_split(recipe, "val")
+    model, processor = build_model(recipe, rows["captions"][0])
+    store = feature_store(model, processor, rows, tmp_path / "features")
+    bare = rows.map(lambda row, index: {"captions": row["captions"] * (index in (1, 2))}, with_indices=True)
+    results = predict_groundings(model, processor, bare, store, batch_size=2)
+    expected = predict_groundings(model, processor, rows.select([1, 2]), store)
+    assert results["image_id"] == expected["image_id"]
+    assert np.allclose(results["point"], expected["point"], equal_nan=True)
+
+
+def test_evaluation_without_the_maps_of_its_images_says_what_is_missing(tmp_path: Path):
+    args = GroundingTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    trainer = GroundingTrainer(model=torch.nn.Linear(1, 1), args=args, eval_dataset=[0])
+    with pytest.raises(ValueError, match="Evaluation needs `eval_store`"):
+        trainer.evaluate()
 
 
 def test_the_learning_rate_is_halved_when_the_named_epochs_are_done(tmp_path: Path):
