@@ -101,7 +101,7 @@ class PhraseGroundingPipeline(Pipeline):
 
     def _forward(self, model_inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
         # Text is made to tensors here, where the batch is known: then its padding is the processor's.
-        pixels = model_inputs["pixel_values"].to(self.dtype)
+        pixels = model_inputs["pixel_values"]
         one = isinstance(model_inputs["text"], str)
         text, phrases, sizes = ([model_inputs[k]] if one else model_inputs[k] for k in ("text", "phrases", "size"))
         inputs = self.processor(text=text, phrases=phrases).to(self.device)

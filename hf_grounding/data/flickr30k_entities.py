@@ -80,6 +80,7 @@ class Flickr30kEntities(GeneratorBasedBuilder):
             raise
 
     def _find_image(self, image_id: str, split_file: Path) -> Path:
+        _check_name(image_id, split_file)
         image_dirs = IMAGE_DIRS if self.config.image_dir is None else (self.config.image_dir,)
         folder = _data_folder(self.config)
         candidates = [Path(os.path.abspath(folder / image_dir / f"{image_id}.jpg")) for image_dir in image_dirs]
@@ -170,11 +171,18 @@ def _parquet_rows(path: Path, ranges: list[tuple[int, int]]) -> Iterator[dict[st
             }
 
 
+def _check_name(image_id: str, split_file: Path) -> None:
+    """An image id becomes part of paths; one with folders in it would read outside the data folder."""
+    if os.path.basename(image_id) != image_id:
+        raise AnnotationError(f"'{split_file}' lists {image_id!r}, which is a path; image ids are plain names.")
+
+
 def _original_rows(id_list: Path, ranges: list[tuple[int, int]]) -> Iterator[dict[str, Any]]:
     folder = id_list.parent
     image_ids = _image_ids(id_list)
     for start, end in ranges:
         for image_id in image_ids[start:end]:
+            _check_name(image_id, id_list)
             width, height, boxes = parse_annotation(folder / "Annotations" / f"{image_id}.xml")
             captions, phrases = parse_sentences(folder / "Sentences" / f"{image_id}.txt")
             for phrase in phrases:

@@ -353,7 +353,7 @@ class MultiLevelGroundingModel(MultiLevelGroundingPreTrainedModel):
         """
         if self.backbone is None:
             raise ValueError("This model has no backbone (`config.backbone_config` is None); pass `feature_maps`.")
-        return self.backbone(pixel_values)
+        return self.backbone(pixel_values.to(self.dtype))
 
     def embed_images(self, feature_maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
         r"""Section 3.1: feature maps -> V (batch, L, N, D), normalised over D.

@@ -25,6 +25,10 @@ class BiLSTMEncoder(nn.Module):
         self.width, self.num_layers = 2 * size, 2
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        if (attention_mask.diff(dim=1) > 0).any():
+            raise ValueError(
+                "The BiLSTM reads captions padded on the right; set the tokenizer's `padding_side` to 'right'."
+            )
         words = self.embed_words(input_ids)  # (batch, T, size)
         lengths = attention_mask.sum(dim=1).clamp(min=1).cpu()
         packed = pack_padded_sequence(words, lengths, batch_first=True, enforce_sorted=False)

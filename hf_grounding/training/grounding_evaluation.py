@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from ..data.feature_store import FeatureStore
 from ..metrics import attention_correctness, center_points, level_selection_rates, pointing_game, random_points
+from ..metrics.pointing_game import pointing_hits
 from ..processing.grounding import heatmap_boxes, heatmap_points
 from .features import read_inputs
 
@@ -139,7 +140,9 @@ def score_groundings(
         "baselines": {"random point": points(random_points(sizes)), "image centre": points(center_points(sizes))},
     }
     if predictions["box"][0] is not None:
-        scores["boxes"] = box_accuracy(predictions["box"], boxes)
+        protocol = {"categories": predictions["categories"], "box_rule": box_rule, "min_box_area": min_box_area}
+        counted = pointing_hits(predictions["point"], boxes, sizes, **protocol)[1].nonzero()[0]
+        scores["boxes"] = box_accuracy([predictions["box"][i] for i in counted], [boxes[i] for i in counted])
     return scores
 
 

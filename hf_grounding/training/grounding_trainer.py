@@ -30,6 +30,7 @@ class GroundingTrainingArguments(TrainingArguments):
         # A batch must hold distinct images and be full: its size is the number of negatives.
         self.dataloader_drop_last = True
         self.remove_unused_columns = False
+        self.dataloader_persistent_workers = False  # workers that stay would not hear of the next epoch's captions
         self.label_names = []
         super().__post_init__()
 
@@ -70,7 +71,8 @@ class GroundingTrainer(Trainer):
         if self.args.halve_learning_rate_at is None:
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
-            steps_per_epoch = num_training_steps / self.args.num_train_epochs
+            batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+            steps_per_epoch = len(self.train_dataset) // batch_size
             milestones = [round(epoch * steps_per_epoch) for epoch in self.args.halve_learning_rate_at]
             self.lr_scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer or self.optimizer, milestones, gamma=0.5)
         return self.lr_scheduler

@@ -7,7 +7,7 @@ import difflib
 import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from huggingface_hub.dataclasses import strict
@@ -56,8 +56,8 @@ class TextSettings:
 class EvaluationSettings:
     """Protocol of the reported scores."""
 
-    query_heatmap: str = "word"
-    box_rule: str = "any"
+    query_heatmap: Literal["auto", "word", "sentence"] = "word"
+    box_rule: Literal["any", "union"] = "any"
     min_box_area: float | int = 0.0
 
 
@@ -93,9 +93,9 @@ class Recipe:
             known: list[str] | None = None
             if section.name == "model":
                 inherited = {f.name for f in fields(PreTrainedConfig)}
-                known = [f.name for f in fields(MultiLevelGroundingConfig) if f.name not in inherited] + [
-                    "pad_token_id"
-                ]
+                derived = {"backbone_config", "backbone_levels", "level_channels", "text_config", "vocab_size"}
+                known = [f.name for f in fields(MultiLevelGroundingConfig) if f.name not in inherited | derived]
+                known.remove("pad_token_id")
             elif section.name == "training":
                 known = [f.name for f in fields(GroundingTrainingArguments)]
             if known is not None:
@@ -140,7 +140,11 @@ class Recipe:
             raise ValueError(f"'{path}' must hold sections such as `dataset:` and `training:`.")
         values = _numbers(values)
         for key, text in (overrides or {}).items():
-            _override(values, key, _numbers(yaml.safe_load(text)))
+            try:
+                value = yaml.safe_load(text)
+            except yaml.YAMLError as error:
+                raise ValueError(f"The value of `{key}` cannot be read: {text!r} is no YAML.") from error
+            _override(values, key, _numbers(value))
         return cls.from_dict(values)
 
     def save(self, folder: str | Path) -> None:

@@ -279,7 +279,7 @@ def _load_word_vectors(model: MultiLevelGroundingModel, tokenizer: Any, path: Pa
     found = {}
     with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
-            word, *values = line.split()
+            word, *values = line.split() or [""]
             if word in vocabulary:
                 if len(values) != size:
                     raise ValueError(

@@ -237,3 +237,9 @@ def test_a_broken_source_is_named_by_a_worker_process_too(load, folder, monkeypa
     monkeypatch.setattr("hf_grounding.data.flickr30k_entities.SHARD_SIZE", 1)
     with pytest.raises(AnnotationError, match=r"34\.txt', line 1"):
         load(num_proc=2)
+
+
+def test_image_ids_that_are_paths_are_refused(load, folder):
+    (folder / "train.txt").write_text("../../elsewhere/12\n")
+    with pytest.raises(AnnotationError, match="which is a path; image ids are plain names"):
+        load(split="train")

@@ -440,3 +440,9 @@ def test_box_supervision_without_boxes_is_refused(missing):
     inputs = {**small_inputs(), **box_inputs(), missing: None}
     with pytest.raises(ValueError, match="needs `phrase_mask` and `box_masks`; the processor makes them"):
         small_model(supervision="boxes")(**inputs, return_loss=True)
+
+
+def test_the_bilstm_refuses_captions_padded_on_the_left():
+    encoder = MultiLevelGroundingModel(MultiLevelGroundingConfig(level_channels=[4], vocab_size=9)).text_encoder
+    with pytest.raises(ValueError, match="padded on the right"):
+        encoder(torch.tensor([[0, 1, 2]]), torch.tensor([[0, 1, 1]]))

@@ -277,3 +277,22 @@ def test_box_accuracy_needs_half_of_the_union_with_any_box():
     truth = [[[0, 0, 10, 20]], [[50, 50, 60, 60], [0, 0, 10, 21]], [[0, 0, 1, 1]]]
     predicted = [[0, 0, 10, 10], [0, 0, 10, 10], [np.nan] * 4]
     assert box_accuracy(predicted, truth) == {"box_accuracy": 1 / 3, "count": 3}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("seed", "{a", "The value of `seed` cannot be read"),
+        ("box_rule", "unoin", "Section `evaluation` of the recipe"),
+        ("query_heatmap", "words", "Section `evaluation` of the recipe"),
+        ("model.vocab_size", "40", "has no key `vocab_size`"),
+        ("learning_rat", "1", "Did you mean `learning_rate`"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_is_computed(recipe_file: Path, key: str, value: str, message: str):
+    with pytest.raises(ValueError, match=message):
+        Recipe.load(recipe_file, {key: value})
+
+
+def test_strategies_may_be_switched_off_by_a_bare_no(recipe_file: Path):
+    assert Recipe.load(recipe_file, {"save_strategy": "no"}).training["save_strategy"] == "no"
