@@ -140,7 +140,11 @@ def score_groundings(
         "baselines": {"random point": points(random_points(sizes)), "image centre": points(center_points(sizes))},
     }
     if predictions["box"][0] is not None:
-        protocol = {"categories": predictions["categories"], "box_rule": box_rule, "min_box_area": min_box_area}
+        protocol: dict[str, Any] = {
+            "categories": predictions["categories"],
+            "box_rule": box_rule,
+            "min_box_area": min_box_area,
+        }
         counted = pointing_hits(predictions["point"], boxes, sizes, **protocol)[1].nonzero()[0]
         scores["boxes"] = box_accuracy([predictions["box"][i] for i in counted], [boxes[i] for i in counted])
     return scores
