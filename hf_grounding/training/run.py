@@ -222,8 +222,8 @@ def save(output_dir: Path, model: Any, processor: Any, recipe: Recipe, results: 
 def keep_freed_memory() -> None:
     """Tells glibc to keep freed memory.
 
-    By default it hands large blocks back to the system, and a step on a CPU, which makes and frees hundreds of them,
-    spends up to half of its time on fresh pages (measured in `benchmarks/`). Without glibc nothing happens.
+    By default it hands large blocks back to the system, and a step on a CPU makes and frees hundreds of them: much of
+    its time goes into fresh pages (`benchmarks/multilevel.py` compares). Without glibc nothing happens.
     """
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
     try:
