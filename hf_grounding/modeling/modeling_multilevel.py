@@ -76,8 +76,13 @@ def resize_map(x: torch.Tensor, size: int, mode: str) -> torch.Tensor:
 
 
 def cosine_maps(text: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
-    r"""Cosines of words and cells: (..., T, D) and (..., L, N, D) -> (..., L, T, N). Inputs are normalised."""
-    return text.unsqueeze(-3) @ regions.transpose(-1, -2)
+    r"""Cosines of words and cells: (..., T, D) and (..., L, N, D) -> (..., L, T, N). Inputs are normalised.
+
+    Words (T, D) without leading dimensions meet the cells of all images. Cells stand on the left of the product, so
+    that this is a single large one.
+    """
+    words = text if text.ndim == 2 else text.unsqueeze(-3)
+    return (regions @ words.mT).mT
 
 
 def attention_weights(cosines: torch.Tensor, attention: str, axis: str, word_mask: torch.Tensor | None) -> torch.Tensor:
@@ -105,7 +110,8 @@ def attended_similarity(
     """
     wide = _wide(cosines.dtype)
     similarity = (weights * cosines).sum(dim=-1, dtype=wide)
-    squared_norm = (weights * (weights @ gram)).sum(dim=-1, dtype=wide)
+    # The Gram matrix is symmetric: on the left it keeps the order of `cosine_maps`' result in memory.
+    squared_norm = (weights * (gram @ weights.mT).mT).sum(dim=-1, dtype=wide)
     scores = similarity * _inverse_root(squared_norm, cosines.dtype)
     return similarity.to(cosines.dtype), scores.to(cosines.dtype)
 
@@ -400,19 +406,18 @@ class MultiLevelGroundingModel(MultiLevelGroundingPreTrainedModel):
         `counted` (captions, T) says which R_t are asked for: those of `word_mask`, or of padding as well.
         """
         config = self.config
-        couples_words = config.attention == "softmax" and config.softmax_axis == "words"
-        gram = regions @ regions.transpose(-1, -2)  # (images, L, N, N)
+        gram = regions @ regions.mT  # (images, L, N, N)
         sentence_similarity, sentence_scores = self._scores(sentences, regions, gram)[1:]
         if not config.normalize_sentence_attended:
             sentence_scores = sentence_similarity
         sentence_scores, _ = self.choose_level(sentence_scores, config.sentence_level)
-        if couples_words:
-            shape = (regions.shape[0], *word_mask.shape)
-            per_image = (
-                self._scores(words, image[None], g[None], word_mask)[2] for image, g in zip(regions, gram, strict=True)
-            )
-            word_scores = torch.stack([self.choose_level(scores, config.word_level)[0] for scores in per_image])
-            return word_scores.view(shape), sentence_scores
+        if config.attention == "softmax" and config.softmax_axis == "words":
+            cosines = cosine_maps(words.flatten(0, 1), regions)  # (images, L, captions * T, N)
+            by_caption = cosines.unflatten(2, word_mask.shape).transpose(1, 2)  # (images, captions, L, T, N)
+            weights = attention_weights(by_caption, config.attention, config.softmax_axis, word_mask)
+            scores = attended_similarity(weights.transpose(1, 2).flatten(2, 3), cosines, gram)[1]
+            best, _ = self.choose_level(scores, config.word_level)
+            return best.unflatten(1, word_mask.shape), sentence_scores
         asked = counted.bool()
         best, _ = self.choose_level(self._scores(words[asked], regions, gram)[2], config.word_level)
         word_scores = best.new_zeros(regions.shape[0], *counted.shape)
@@ -499,7 +504,7 @@ class MultiLevelGroundingModel(MultiLevelGroundingPreTrainedModel):
     def ground(self, words, sentences, regions, word_mask) -> MultiLevelGroundingOutput:
         r"""Heatmaps, scores and levels of each caption in its own image (`regions` (C, L, N, D)), Eq. 1-4 and 6."""
         config = self.config
-        gram = regions @ regions.transpose(-1, -2)
+        gram = regions @ regions.mT
         weights, _, scores = self._scores(words, regions, gram, word_mask)  # (C, L, T, N), (C, L, T)
         word_scores, word_levels = self.choose_level(scores, config.word_level)
         sentence_weights, similarity, scores = self._scores(sentences[:, None], regions, gram)
