@@ -24,12 +24,14 @@ _HOMES = {
     "draw_groundings": "visualization",
     "load_grounding_dataset": "data",
     "pointing_game": "metrics.pointing_game",
+    "save_with_code": "hub",
 }
 
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:  # the same names for editors and type checkers; tests/test_packaging.py compares the two
     from .data import load_grounding_dataset as load_grounding_dataset
+    from .hub import save_with_code as save_with_code
     from .metrics.attention_correctness import attention_correctness as attention_correctness
     from .metrics.pointing_game import pointing_game as pointing_game
     from .modeling.configuration_multilevel import MultiLevelGroundingConfig as MultiLevelGroundingConfig

@@ -12,6 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, ProcessorMixin
 
+from hf_grounding import save_with_code
+
 REPO = Path(__file__).resolve().parents[1]
 
 
@@ -148,18 +150,6 @@ class ModelTesterMixin:
             assert torch.equal(actual, expected)
 
 
-# Registering changes the classes for the whole process, so this runs in one of its own.
-SAVE_WITH_CODE = """
-import importlib, json, sys
-source, target = sys.argv[1:3]
-for module, name, auto_class, saved in json.loads(sys.argv[3]):
-    found = getattr(importlib.import_module(module), name)
-    found.register_for_auto_class(*filter(None, [auto_class]))
-for module, name, auto_class, saved in json.loads(sys.argv[3]):
-    if saved:
-        getattr(importlib.import_module(module), name).from_pretrained(source).save_pretrained(target)
-"""
-
 # With "without_package" no code of ours can be imported, wherever it is installed: all must come from the checkpoint.
 LOAD_AND_RUN = """
 import json, sys
@@ -238,20 +228,14 @@ class SharingTesterMixin:
 
     def test_saved_with_its_code_it_runs_without_the_package(self, tmp_path):
         model, processor = self.make_model(), self.make_processor()
-        for each in (model, processor):
-            each.save_pretrained(tmp_path / "plain")
-        rows = [
-            (model.config, None, False),
-            (processor.image_processor, "AutoImageProcessor", False),
-            (processor, None, True),
-            (model, self.auto_classes[-1], True),
-        ]
-        classes = [[type(each).__module__, type(each).__name__, *row] for each, *row in rows]
-        arguments = (str(tmp_path / "plain"), str(tmp_path / "saved"), json.dumps(classes))
-        run_python(SAVE_WITH_CODE, *arguments, cwd=REPO)
+        save_with_code(model, processor, tmp_path / "saved")
         suffixes = {path.suffix for path in (tmp_path / "saved").iterdir()}
         assert suffixes == {".json", ".py", ".safetensors"}
         results = self.run_loaded(tmp_path / "saved", tmp_path / "results", self.auto_classes[-1:], "without_package")
         ours = [type(each).__name__ for each in (model.config, processor, *[processor.image_processor] * 2, model)]
         assert [name for _, name in results] == ours
         assert all(module.startswith("transformers_modules.") for module, _ in results)
+        model.save_pretrained(tmp_path / "plain")  # saving with code once changes nothing for later saves
+        processor.save_pretrained(tmp_path / "plain")
+        assert not list((tmp_path / "plain").glob("*.py"))
+        assert "auto_map" not in (tmp_path / "plain" / "config.json").read_text()

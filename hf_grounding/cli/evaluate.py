@@ -11,6 +11,9 @@ from .common import model_folder, print_json, print_table, working
 
 def evaluate(
     model_dir: Annotated[Path, typer.Argument(help="Output folder of `hf-grounding train`.")],
+    recipe: Annotated[
+        str | None, typer.Option(help="Recipe whose data and protocol to use; default: the one saved with the model.")
+    ] = None,
     split: Annotated[
         str | None, typer.Option(help="Split, or a slice such as val[:100]; default: the recipe's.")
     ] = None,
@@ -30,6 +33,9 @@ def evaluate(
         Literal["word", "sentence", "auto"] | None,
         typer.Option("--query_heatmap", help="Heatmap of a phrase: of its words, of the sentence, or by its length."),
     ] = None,
+    regions: Annotated[
+        str | None, typer.Option(help="Detected regions (.npz), for the most confident one as a baseline.")
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="Write pictures and tables to this HTML file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Results as one JSON line.")] = False,
 ) -> None:
@@ -44,11 +50,13 @@ def evaluate(
 
         results = run(
             model_dir,
+            recipe=recipe,
             split=split,
             data_dir=data_dir,
             min_box_area=min_box_area,
             box_rule=box_rule,
             query_heatmap=query_heatmap,
+            regions=regions,
             report=report,
         )
     if as_json:

@@ -114,6 +114,11 @@ def load_grounding_dataset(
         config_id="streaming" if streaming else None,
         **config_kwargs,
     )
+    if streaming and split is not None and "[" in split:
+        raise ValueError(
+            f"A stream has no length, so {split!r} cannot be cut from it. Stream the whole split and `.skip(n)` or "
+            "`.take(n)` its rows, or leave `streaming` out."
+        )
     if split is not None:
         _check_split(split, [generator.name for generator in builder._split_generators(None)], name)
     if streaming:

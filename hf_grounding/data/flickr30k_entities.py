@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +50,10 @@ class Flickr30kEntitiesConfig(BuilderConfig):
 
 
 class Flickr30kEntities(GeneratorBasedBuilder):
-    """Builder of Flickr30k Entities; its splits are the parquet files or id lists in the folder."""
+    """Builder of Flickr30k Entities; its splits are the parquet files or id lists in the folder.
+
+    A split may be cut into several parquet files, named as the Hub's: `train-00000-of-00002.parquet`.
+    """
 
     BUILDER_CONFIG_CLASS = Flickr30kEntitiesConfig
     VERSION = Version("1.0.0")
@@ -57,17 +63,23 @@ class Flickr30kEntities(GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: Any) -> list[SplitGenerator]:
         del dl_manager  # nothing is downloaded
+        files: dict[str, list[Path]] = {}
+        for path in split_files(_data_folder(self.config)):
+            files.setdefault(split_name(path), []).append(path)
         return [
-            SplitGenerator(name=path.stem, gen_kwargs={"split_file": str(path), "ranges": _ranges(path)})
-            for path in split_files(_data_folder(self.config))
+            SplitGenerator(
+                name=name, gen_kwargs={"ranges": [(str(path), *rows) for path in paths for rows in _ranges(path)]}
+            )
+            for name, paths in files.items()
         ]
 
-    def _generate_examples(self, split_file: str, ranges: list[tuple[int, int]]) -> Iterator[tuple[str, dict]]:
-        path = Path(split_file)
-        rows = _parquet_rows(path, ranges) if path.suffix == ".parquet" else _original_rows(path, ranges)
-        for row in rows:
-            image = {"path": str(self._find_image(row["image_id"], path)), "bytes": None}
-            yield row["image_id"], {**row, "image": image, "questions": []}
+    def _generate_examples(self, ranges: list[tuple[str, int, int]]) -> Iterator[tuple[str, dict]]:
+        for name, group in groupby(ranges, key=itemgetter(0)):
+            path, rows_of = Path(name), [(start, end) for _, start, end in group]
+            rows = _parquet_rows(path, rows_of) if path.suffix == ".parquet" else _original_rows(path, rows_of)
+            for row in rows:
+                image = {"path": str(self._find_image(row["image_id"], path)), "bytes": None}
+                yield row["image_id"], {**row, "image": image, "questions": []}
 
     def _prepare_split_single(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         # `datasets` hides every error behind "An error occurred while generating the dataset", and what it hid is lost
@@ -110,6 +122,21 @@ def split_files(folder: Path) -> list[Path]:
         f"'{folder}' is no Flickr30k Entities folder: expected '<split>.parquet' files, or 'Annotations', 'Sentences' "
         "and '<split>.txt' id lists. Give the right folder as `data_dir`."
     )
+
+
+def split_name(path: Path) -> str:
+    """Name of the split in a file: `val` of `val.parquet`, `val.txt` and `val-00000-of-00001.parquet`.
+
+    Raises:
+        AnnotationError: If the file's name is none of these.
+    """
+    match = re.fullmatch(r"(\w+)(-\d+-of-\d+)?", path.stem)
+    if match is None:
+        raise AnnotationError(
+            f"'{path}' names no split: expected letters, digits and underscores, such as 'val{path.suffix}', or "
+            "'val-00000-of-00001.parquet'. Rename the file or move it away."
+        )
+    return match[1]
 
 
 def annotation_files(folder: Path) -> list[Path]:

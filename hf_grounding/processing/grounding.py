@@ -42,10 +42,28 @@ def heatmap_points(heatmaps: torch.Tensor, height: int, width: int) -> torch.Ten
 
     Shapes: `heatmaps` (n, grid_height, grid_width) -> (n, 2), (x, y) in pixels; NaN where a heatmap is 0 everywhere.
     """
-    resized = F.interpolate(heatmaps[:, None].float(), size=(height, width), mode="bilinear")[:, 0]
+    rows, row_weights = _peak_pixels(height, heatmaps.shape[1])
+    columns, column_weights = _peak_pixels(width, heatmaps.shape[2])
+    resized = row_weights @ heatmaps.double().cpu() @ column_weights.T  # (n, rows, columns)
     index = resized.flatten(1).argmax(dim=1)
-    points = torch.stack([index % width, index // width], dim=1).float()
-    return points.masked_fill((heatmaps.flatten(1).amax(dim=1) <= 0)[:, None], torch.nan)
+    points = torch.stack([columns[index % len(columns)], rows[index // len(columns)]], dim=1).float()
+    return points.to(heatmaps.device).masked_fill((heatmaps.flatten(1).amax(dim=1) <= 0)[:, None], torch.nan)
+
+
+def _peak_pixels(size: int, grid: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels of one side where a resized heatmap can have its first maximum, and their weights of the grid's cells.
+
+    Between the centres of neighbouring cells the resized heatmap is bilinear, so its maximum over the pixels there lies
+    at their ends: only the pixels beside a centre, and at the border, need be looked at.
+
+    Returns:
+        Pixels (k,) in ascending order, and weights (k, grid).
+    """
+    centers = (torch.arange(grid, dtype=torch.float64) + 0.5) * size / grid - 0.5
+    ends = torch.tensor([0, size - 1])
+    pixels = torch.cat([ends, centers.floor().long(), centers.ceil().long()]).clamp(0, size - 1).unique()
+    source = ((pixels.double() + 0.5) * grid / size - 0.5).clamp(0, grid - 1)
+    return pixels, (1 - (source[:, None] - torch.arange(grid)).abs()).clamp(min=0)
 
 
 def heatmap_boxes(

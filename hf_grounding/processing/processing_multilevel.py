@@ -56,6 +56,8 @@ class MultiLevelGroundingProcessor(ProcessorMixin):
             target_sizes: (height, width) of each caption's image in the pixels `boxes` are given in; with it the
                 phrases' `boxes` become `box_masks`.
             return_tensors: Only `"pt"`.
+            kwargs: Of the tokenizer (`padding`, `truncation`, `max_length`, ...) and of the image processor (`size`,
+                `do_resize`, ...), as other processors take them: flat, or in `text_kwargs` and `images_kwargs`.
 
         Returns:
             `BatchFeature` with `pixel_values` or `feature_maps`, `input_ids`, `attention_mask`, `word_mask`,
@@ -63,17 +65,18 @@ class MultiLevelGroundingProcessor(ProcessorMixin):
             of [`Phrase`]s for each caption.
 
         Raises:
-            ValueError: For an empty caption, an image without captions, a phrase that is not in its caption, features
-                that are not finite, numbers of images, captions and phrases that do not fit, or boxes that are not
-                xyxy.
+            ValueError: For an empty caption, an image without captions, a phrase that is not in its caption or is cut
+                off by `truncation`, features that are not finite, numbers of images, captions and phrases that do not
+                fit, or boxes that are not xyxy.
         """
         if return_tensors != "pt":
             raise ValueError(
                 f'`return_tensors` must be "pt" (phrase and box masks are torch tensors), got {return_tensors!r}.'
             )
+        options = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         data: dict[str, Any] = {}
         if images is not None:
-            data.update(self.image_processor(images, return_tensors="pt", **kwargs))
+            data.update(self.image_processor(images, **options["images_kwargs"], return_tensors="pt"))
         if feature_maps is not None:
             data["feature_maps"] = _finite_maps(feature_maps)
         if text is not None:
@@ -88,10 +91,12 @@ class MultiLevelGroundingProcessor(ProcessorMixin):
                 )
             if image_index is not None:
                 data["image_index"] = image_index
-            data.update(self._text_inputs(captions, phrases, target_sizes))
+            data.update(self._text_inputs(captions, phrases, target_sizes, options["text_kwargs"]))
         return BatchFeature(data)
 
-    def _text_inputs(self, captions: list[str], phrases: list | None, target_sizes: list | None) -> dict[str, Any]:
+    def _text_inputs(
+        self, captions: list[str], phrases: list | None, target_sizes: list | None, options: dict[str, Any]
+    ) -> dict[str, Any]:
         raw = [[(0, len(caption.split()))] for caption in captions] if phrases is None else phrases
         if len(raw) != len(captions):
             raise ValueError(
@@ -100,15 +105,19 @@ class MultiLevelGroundingProcessor(ProcessorMixin):
         if any(isinstance(row, str) for row in raw):
             raise ValueError(f"`phrases` must be a list of phrases for each caption, such as [['a man']]; got {raw!r}.")
         spans = [[as_phrase(value, caption) for value in row] for row, caption in zip(raw, captions, strict=True)]
-        encoded = self.tokenizer(
-            captions, padding=True, return_offsets_mapping=True, return_token_type_ids=False, return_tensors="pt"
-        )
+        always = {"return_offsets_mapping": True, "return_token_type_ids": False, "return_tensors": "pt"}
+        encoded = self.tokenizer(captions, **(options | always))
         offsets = encoded.pop("offset_mapping").tolist()
         words = torch.tensor([token_words(caption, row) for caption, row in zip(captions, offsets, strict=True)])
         phrase_mask = torch.zeros(len(captions), max(1, max(map(len, spans))), words.shape[1], dtype=torch.long)
         for i, row in enumerate(spans):
             for j, phrase in enumerate(row):
                 phrase_mask[i, j] = (words[i] >= phrase.start) & (words[i] < phrase.end)
+                if not phrase_mask[i, j].any():
+                    raise ValueError(
+                        f"Nothing is left of phrase {phrase.text!r} in {captions[i]!r} cut to {words.shape[1]} tokens; "
+                        "raise `max_length`, or leave the phrase out."
+                    )
         data = {**encoded, "word_mask": (words >= 0).long(), "phrase_mask": phrase_mask, "phrases": spans}
         if target_sizes is not None:
             data["box_masks"] = self._box_masks(raw, target_sizes, phrase_mask.shape[1])

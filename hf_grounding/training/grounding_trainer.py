@@ -51,7 +51,7 @@ class GroundingTrainer(Trainer):
     Args:
         eval_dataset (`datasets.Dataset`): Rows with `captions` and `phrases`.
         eval_store ([`FeatureStore`], *optional*): Maps of their images; evaluation needs them.
-        protocol (`dict`): Arguments of [`score_groundings`] and `query_heatmap`.
+        protocol (`dict`): `query_heatmap`, `box_rule` and `min_box_area` of the scores.
     """
 
     args: GroundingTrainingArguments
@@ -85,7 +85,7 @@ class GroundingTrainer(Trainer):
             raise ValueError("Evaluation needs `eval_store`, the feature maps of the images of `eval_dataset`.")
         started = time.perf_counter()
         protocol = dict(self.protocol)
-        predictions = predict_groundings(
+        predictions, captions = predict_groundings(
             self.accelerator.unwrap_model(self.model),
             self.processing_class,
             self.eval_dataset if eval_dataset is None else eval_dataset,
@@ -93,7 +93,7 @@ class GroundingTrainer(Trainer):
             query_heatmap=protocol.pop("query_heatmap", None),
             batch_size=self.args.per_device_eval_batch_size,
         )
-        scores = score_groundings(predictions, self.model.config.num_levels, num_resamples=0, **protocol)
+        scores = score_groundings(predictions, captions, self.model.config.num_levels, num_resamples=0, **protocol)
         metrics = {"pointing_accuracy": scores["model"]["pointing_accuracy"]}
         metrics["attention_correctness"] = scores["attention_correctness"]["attention_correctness"]
         for category, values in scores["model"]["by_category"].items():

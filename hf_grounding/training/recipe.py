@@ -59,6 +59,12 @@ class EvaluationSettings:
     query_heatmap: Literal["auto", "word", "sentence"] = "word"
     box_rule: Literal["any", "union"] = "any"
     min_box_area: float | int = 0.0
+    regions: str | None = None  # detected regions for a baseline: an .npz file; "{split}" stands for the split
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What the metrics depend on."""
+        return {name: getattr(self, name) for name in ("query_heatmap", "box_rule", "min_box_area")}
 
 
 @dataclass
@@ -128,8 +134,8 @@ class Recipe:
         r"""Recipe from a name (`multilevel_scenes`), a YAML file, or a folder with `recipe.yaml` or `config.yaml`.
 
         Args:
-            overrides: Key -> text of the value (read as YAML). A key is `section.key`, or `key` alone where one section
-                has it.
+            overrides: Key -> text of the value (read as YAML). A key is `section.key` (`dataset.options.num_train`), or
+                `key` alone where one section has it.
         """
         path = find_recipe(source)
         try:
@@ -189,14 +195,13 @@ def find_recipe(source: str | os.PathLike) -> Path:
 
 
 def _override(values: dict[str, Any], key: str, value: Any) -> None:
-    prefix, _, name = key.rpartition(".")
-    section = prefix or _section_of(key)
-    if section is None:
-        values[key] = value
-        return
-    target = values.setdefault(section, {})
-    if not isinstance(target, dict):
-        raise ValueError(f"`{section}` of the recipe is no section, so `{key}` cannot be set.")
+    *sections, name = key.split(".")
+    target = values
+    for section in sections or filter(None, [_section_of(key)]):
+        inner = target[section] = target.get(section) or {}
+        if not isinstance(inner, dict):
+            raise ValueError(f"`{section}` of the recipe is no section, so `{key}` cannot be set.")
+        target = inner
     target[name] = value
 
 

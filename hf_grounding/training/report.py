@@ -62,8 +62,10 @@ def protocol_of(results: Mapping[str, Any]) -> dict[str, Any]:
     """How the numbers were measured, flat enough for one line."""
     pointing = results["model"]
     facts = {name: results[name] for name in ("split", "num_images", "query_heatmap") if name in results}
-    facts |= {name: pointing["protocol"][name] for name in ("box_rule", "min_box_area", "skip_categories")}
-    facts |= {"phrases counted": pointing["count"], "phrases skipped": sum(pointing["skipped"].values())}
+    facts |= {name: pointing["protocol"][name] for name in ("box_rule", "min_box_area", "skip_categories", "ties")}
+    facts["union_mask"] = results["attention_correctness"]["protocol"]["union_mask"]
+    facts["phrases counted"] = pointing["count"]
+    facts["phrases skipped"] = " + ".join(f"{count} {reason}" for reason, count in pointing["skipped"].items())
     facts["intervals"] = f"95 %, bootstrap over images, {pointing['protocol']['num_resamples']} resamples"
     names = ("seed", "epochs", "best_step", "training_seconds", "date", "machine")
     return facts | {name: results[name] for name in names if name in results}
@@ -89,7 +91,7 @@ def result_tables(results: Mapping[str, Any]) -> list[Table]:
         }
         for category in (None, *categories)
     ]
-    note = f"{' and '.join(baselines)}: pointing game of trivial answers. A phrase with several categories is in each."
+    note = f"{', '.join(baselines)}: pointing game of trivial answers. A phrase with several categories is in each."
     tables = [Table("Phrase grounding, %", main, note)]
     if "boxes" in results:
         rows = [
@@ -105,18 +107,19 @@ def result_tables(results: Mapping[str, Any]) -> list[Table]:
 
 def _level_table(levels: Mapping[str, Any], categories: Sequence[str]) -> Table:
     by_category = {name: levels["by_category"][name] for name in categories if name in levels["by_category"]}
-    rows = {"all": {"rates": levels["average"], "count": levels["count"]}} | by_category
+    everything = {"all words": {"rates": levels["average"], "count": levels["count"]}}
+    rows = everything | by_category | {"whole sentences": levels["sentence"]}
     return Table(
-        "Level chosen by the words, %",
+        "Level chosen, %",
         [
             {
                 "category": name,
                 **{f"level {level}": _percent(rate) for level, rate in enumerate(row["rates"])},
-                "words": row["count"],
+                "count": row["count"],
             }
             for name, row in rows.items()
         ],
-        "Level 0 is the lowest of the backbone's.",
+        "Of the words in phrases of each category, of all words, and of sentences. Level 0 is the backbone's lowest.",
     )
 
 

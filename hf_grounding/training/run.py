@@ -16,6 +16,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset
@@ -23,6 +24,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenize
 
 from ..data import data_root, load_grounding_dataset
 from ..data.feature_store import FeatureStore
+from ..data.region_files import read_region_boxes
 from ..modeling.configuration_multilevel import MultiLevelGroundingConfig
 from ..modeling.modeling_multilevel import MultiLevelGroundingModel, choose_maps
 from ..modeling.text_encoders import PretrainedTextEncoder
@@ -107,6 +109,12 @@ def train(recipe: Recipe, output_dir: str | os.PathLike, *, resume: bool = False
     set_seed(args.seed)
     train_rows = load_split(recipe, recipe.dataset.train_split)
     eval_rows = load_split(recipe, recipe.dataset.eval_split)
+    batch_size = args.train_batch_size * args.world_size
+    if len(train_rows) < batch_size:
+        raise ValueError(
+            f"Split '{recipe.dataset.train_split}' has {len(train_rows)} images, which do not fill one batch of "
+            f"{batch_size}; lower `per_device_train_batch_size` or give more images."
+        )
     model, processor = build_model(recipe, (caption for row in train_rows["captions"] for caption in row))
     cache_dir = recipe.backbone.feature_dir or default_cache_dir()
     model.to(args.device)
@@ -125,15 +133,14 @@ def train(recipe: Recipe, output_dir: str | os.PathLike, *, resume: bool = False
         eval_store=eval_store,
         data_collator=GroundingCollator(processor, plain, mirrored),
         processing_class=processor,
-        protocol=asdict(recipe.evaluation),
+        protocol=recipe.evaluation.protocol,
     )
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(output_dir) if resume else None)
     # Without the wrapper for mixed precision, so that `evaluate` measures the same.
     trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    results, predictions = _evaluate_rows(trained, processor, recipe, eval_rows, eval_store)
+    results, predictions = _evaluate_rows(trained, processor, recipe, recipe.dataset.eval_split, eval_rows, eval_store)
     results |= {
-        "split": recipe.dataset.eval_split,
         "seed": args.seed,
         "training_seconds": round(time.perf_counter() - started, 1),
         "epochs": trainer.state.epoch,
@@ -152,55 +159,74 @@ def train(recipe: Recipe, output_dir: str | os.PathLike, *, resume: bool = False
 def evaluate(
     model_dir: str | os.PathLike,
     *,
+    recipe: str | os.PathLike | None = None,
     split: str | None = None,
     data_dir: str | None = None,
     min_box_area: float | None = None,
     box_rule: str | None = None,
     query_heatmap: str | None = None,
+    regions: str | None = None,
     report: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
-    r"""Measures a trained model on a split of its recipe's data.
+    r"""Measures a trained model on a split of a data set.
 
-    Arguments left out are the recipe's; `report` is an HTML file to write.
+    Data and protocol are those of `recipe`, by default the one saved with the model; the arguments after it override
+    it. `report` is an HTML file to write.
     """
     keep_freed_memory()
-    recipe = Recipe.load(model_dir)
-    overrides = {"min_box_area": min_box_area, "box_rule": box_rule, "query_heatmap": query_heatmap}
+    settings = Recipe.load(model_dir if recipe is None else recipe)
+    overrides = {
+        "min_box_area": min_box_area,
+        "box_rule": box_rule,
+        "query_heatmap": query_heatmap,
+        "regions": regions,
+    }
     for name, value in overrides.items():
         if value is not None:
-            setattr(recipe.evaluation, name, value)
+            setattr(settings.evaluation, name, value)
     if data_dir is not None:
-        recipe.dataset.data_dir = data_dir
-    split = split or recipe.dataset.eval_split
-    rows = load_split(recipe, split)
+        settings.dataset.data_dir = data_dir
+    split = split or settings.dataset.eval_split
+    rows = load_split(settings, split)
     model = MultiLevelGroundingModel.from_pretrained(model_dir).to(PartialState().device)
     processor = MultiLevelGroundingProcessor.from_pretrained(model_dir)
-    bf16 = bool(recipe.training.get("bf16", False))  # the features of the training
-    store = feature_store(model, processor, rows, recipe.backbone.feature_dir or default_cache_dir(), bf16=bf16)
-    results, predictions = _evaluate_rows(model, processor, recipe, rows, store)
-    results["split"] = split
+    bf16 = bool(settings.training.get("bf16", False))  # the features of the training
+    store = feature_store(model, processor, rows, settings.backbone.feature_dir or default_cache_dir(), bf16=bf16)
+    results, predictions = _evaluate_rows(model, processor, settings, split, rows, store)
     if report is not None:
-        title = f"{Path(model_dir).resolve().name} on {split}: {recipe.description}"
+        title = f"{Path(model_dir).resolve().name} on {split}: {settings.description}"
         saved = Path(model_dir, RESULTS_FILE)
         curve = json.loads(saved.read_text(encoding="utf-8")).get("curve") if saved.is_file() else None
-        page = build_report(title, results | {"curve": curve}, predictions, rows, asdict(recipe))
+        page = build_report(title, results | {"curve": curve}, predictions, rows, asdict(settings))
         write_report(Path(report), page)
     return results
 
 
 def _evaluate_rows(
-    model, processor, recipe: Recipe, rows: Dataset, store: FeatureStore
+    model, processor, recipe: Recipe, split: str, rows: Dataset, store: FeatureStore
 ) -> tuple[dict[str, Any], dict[str, list]]:
-    protocol = asdict(recipe.evaluation)
-    predictions = predict_groundings(
+    protocol = recipe.evaluation.protocol
+    predictions, captions = predict_groundings(
         model, processor, rows, store, query_heatmap=protocol.pop("query_heatmap"), with_boxes=True
     )
-    scores = score_groundings(predictions, model.config.num_levels, **protocol)
+    regions = _detected_regions(recipe, split)
+    scores = score_groundings(predictions, captions, model.config.num_levels, regions=regions, **protocol)
+    scores["split"] = split
     scores["query_heatmap"] = recipe.evaluation.query_heatmap
     scores["num_images"] = len(rows)
     scores["date"] = date.today().isoformat()
     scores["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
     return scores, predictions
+
+
+def _detected_regions(recipe: Recipe, split: str) -> dict[str, tuple[np.ndarray, np.ndarray]] | None:
+    if recipe.evaluation.regions is None:
+        return None
+    path = Path(_below_data_root(recipe.evaluation.regions.replace("{split}", split.partition("[")[0])))
+    if not path.exists():
+        logger.warning("No file of regions '%s': the most confident region is not among the baselines.", path)
+        return None
+    return read_region_boxes(path)
 
 
 def save(output_dir: Path, model: Any, processor: Any, recipe: Recipe, results: dict[str, Any]) -> None:

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 from hf_grounding import MultiLevelGroundingModel, load_grounding_dataset
 from hf_grounding.data.feature_store import FeatureStore, FeatureStoreWriter
-from hf_grounding.training.features import feature_store
+from hf_grounding.training.features import feature_store, read_inputs
 from hf_grounding.training.grounding_data import CaptionPerImage, GroundingCollator, mirror
-from hf_grounding.training.grounding_evaluation import box_accuracy, predict_groundings
+from hf_grounding.training.grounding_evaluation import box_accuracy, predict_groundings, score_groundings
 from hf_grounding.training.grounding_trainer import GroundingTrainer, GroundingTrainingArguments
 from hf_grounding.training.recipe import Recipe
 from hf_grounding.training.run import build_model, last_complete_checkpoint, load_split, train
@@ -238,10 +238,44 @@ def test_images_without_captions_are_left_out_of_the_evaluation(recipe_file: Pat
     model, processor = build_model(recipe, rows["captions"][0])
     store = feature_store(model, processor, rows, tmp_path / "features")
     bare = rows.map(lambda row, index: {"captions": row["captions"] * (index in (1, 2))}, with_indices=True)
-    results = predict_groundings(model, processor, bare, store, batch_size=2)
-    expected = predict_groundings(model, processor, rows.select([1, 2]), store)
+    results, _ = predict_groundings(model, processor, bare, store, batch_size=2)
+    expected, _ = predict_groundings(model, processor, rows.select([1, 2]), store)
     assert results["image_id"] == expected["image_id"]
     assert np.allclose(results["point"], expected["point"], equal_nan=True)
+
+
+def test_every_phrase_and_every_word_is_predicted_and_the_metrics_decide_which_count(recipe_file: Path, tmp_path: Path):
+    recipe = Recipe.load(recipe_file)
+    rows = load_split(recipe, "val").select([0, 1])
+    model, processor = build_model(recipe, rows["captions"][0])
+    store = feature_store(model, processor, rows, tmp_path / "features")
+    bare = rows.map(
+        lambda row: {"phrases": [{**phrase, "boxes": []} for phrase in row["phrases"][:1]] + row["phrases"][1:]}
+    )
+    predictions, captions = predict_groundings(model, processor, bare, store)
+    assert len(predictions["phrase"]) == sum(map(len, rows["phrases"]))
+    scores = score_groundings(predictions, captions, model.config.num_levels, num_resamples=0)
+    assert scores["model"]["skipped"]["no_boxes"] == 2
+    num_words = sum(len(caption.split()) for row in rows["captions"] for caption in row)
+    assert (
+        scores["levels"]["count"] <= num_words
+    )  # punctuation is a token of its own, words that answer nothing count not
+    with torch.no_grad():
+        inputs = processor(text=rows["captions"])
+        inputs.update(read_inputs(store, rows["image_id"]))
+        outputs = model(**inputs)
+    answered = (outputs.word_scores > 0) & inputs["word_mask"].bool()
+    assert scores["levels"]["count"] == answered.sum()
+    assert scores["levels"]["average"][1] == pytest.approx((outputs.word_levels[answered] == 1).float().mean().item())
+    assert scores["levels"]["sentence"]["rates"][1] == outputs.sentence_levels.float().mean().item()
+
+
+def test_a_training_split_smaller_than_a_batch_is_refused_before_anything_is_computed(
+    recipe_file: Path, tmp_path: Path
+):
+    recipe = Recipe.load(recipe_file, {"dataset.options.num_train": "7"})
+    with pytest.raises(ValueError, match="has 7 images, which do not fill one batch of 8; lower `per_device_train_b"):
+        train(recipe, tmp_path / "out")
 
 
 def test_evaluation_without_the_maps_of_its_images_says_what_is_missing(tmp_path: Path):
@@ -287,6 +321,9 @@ def test_box_accuracy_needs_half_of_the_union_with_any_box():
         ("query_heatmap", "words", "Section `evaluation` of the recipe"),
         ("model.vocab_size", "40", "has no key `vocab_size`"),
         ("learning_rat", "1", "Did you mean `learning_rate`"),
+        ("data.options.num_train", "8", "Section `recipe` has no key `data`"),
+        ("seed.value", "8", "Section `recipe` has no key `seed`"),
+        ("description.first", "8", "`description` of the recipe is no section, so `description.first` cannot be set"),
     ],
 )
 def test_wrong_settings_are_refused_before_anything_is_computed(recipe_file: Path, key: str, value: str, message: str):

@@ -36,6 +36,10 @@ def make_predictions(points, scores, image_ids, categories=None):
     }
 
 
+# two captions with the phrases above and further words
+CAPTIONS = {"other_levels": [[1, 1], [0]], "sentence_level": [1, 1]}
+
+
 def make_rows(image_ids):
     photos = [PILImage.new("RGB", (100, 50), "grey") for _ in image_ids]
     columns = {
@@ -59,7 +63,7 @@ def predictions():
 
 @pytest.fixture
 def results(predictions):
-    return score_groundings(predictions, 2, num_resamples=10) | {
+    return score_groundings(predictions, CAPTIONS, 2, num_resamples=10) | {
         "split": "val",
         "num_images": 3,
         "query_heatmap": "word",
@@ -153,14 +157,33 @@ def test_tables_hold_percents_beside_the_baselines(results):
     assert main.rows[0]["phrases"] == 6
     assert re.fullmatch(r"[\d.]+ – [\d.]+", main.rows[0]["95 % interval"])
     assert boxes.rows[0]["phrases, %"] == 100.0  # 70 * 40 shared of 90 * 40
-    assert levels.rows[0] == {"category": "all", "level 0": 50.0, "level 1": 50.0, "words": 12}
+    # 6 words of the phrases chose each level; of the others one the lower and two the higher
+    assert levels.rows == [
+        {"category": "all words", "level 0": 46.7, "level 1": 53.3, "count": 15},
+        {"category": "ball", "level 0": 50.0, "level 1": 50.0, "count": 12},
+        {"category": "whole sentences", "level 0": 0.0, "level 1": 100.0, "count": 2},
+    ]
+    assert "most confident region" not in main.rows[0]
+
+
+def test_the_most_confident_region_is_a_baseline_where_regions_are_known(predictions):
+    inside, outside = [100.0, 20.0, 120.0, 40.0], [0.0, 0.0, 10.0, 10.0]
+    regions = {
+        "a": (np.array([outside, inside]), np.array([0.3, 0.9])),
+        "b": (np.array([outside, inside]), np.array([0.9, 0.3])),
+    }  # nothing is known of photo c: a miss
+    scores = score_groundings(predictions, CAPTIONS, 2, regions=regions, num_resamples=10)
+    assert result_tables(scores)[0].rows[0]["most confident region"] == 33.3
 
 
 def test_protocol_says_how_the_numbers_were_made(results):
     protocol = protocol_of(results | {"seed": 3})
     assert protocol["split"] == "val"
     assert protocol["query_heatmap"] == "word"
-    assert (protocol["phrases counted"], protocol["phrases skipped"], protocol["seed"]) == (6, 0, 3)
+    assert (protocol["phrases counted"], protocol["seed"]) == (6, 3)
+    assert protocol["phrases skipped"] == "0 skipped_category + 0 no_boxes + 0 small_box"
+    assert protocol["ties"] == "first maximum in row-major order"
+    assert protocol["union_mask"] is False
 
 
 def test_curve_takes_loss_and_metrics_from_the_log_and_nothing_else(predictions, results):

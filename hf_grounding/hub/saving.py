@@ -1,0 +1,54 @@
+"""A checkpoint that loads without our package: model, processor and the Python files that define them."""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin
+
+
+def save_with_code(model: PreTrainedModel, processor: ProcessorMixin, save_directory: str | os.PathLike) -> None:
+    r"""Saves a model and its processor with their code, to be loaded with `trust_remote_code=True`.
+
+    Plain `save_pretrained` writes no code: such a checkpoint needs hf_grounding installed. Whoever loads this one needs
+    transformers alone:
+
+        >>> AutoModelForZeroShotObjectDetection.from_pretrained(folder, trust_remote_code=True)
+        >>> AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+
+    Args:
+        model ([`PreTrainedModel`]): Of this package.
+        processor ([`ProcessorMixin`]): Its processor; its image processor's code is saved too.
+        save_directory (`str` or `os.PathLike`): Folder, made if it is not there.
+    """
+    parts: list[tuple[Any, str]] = [(model.config, AutoConfig.__name__), (processor, AutoProcessor.__name__)]
+    parts += [(model, _auto_class_of(model)), (processor.image_processor, AutoImageProcessor.__name__)]
+    with ExitStack() as stack:
+        for part, auto_class in parts:
+            stack.enter_context(_registered(type(part), auto_class))
+        model.save_pretrained(save_directory)
+        processor.save_pretrained(save_directory)
+
+
+def _auto_class_of(model: PreTrainedModel) -> str:
+    """The most specific Auto class that knows the model: a task's rather than the bare `AutoModel`."""
+    import transformers
+
+    for name in dir(transformers):
+        if name.startswith("AutoModelFor"):
+            known = getattr(transformers, name)._model_mapping.get(type(model.config), None)
+            if known is type(model):
+                return name
+    return AutoModel.__name__
+
+
+@contextmanager
+def _registered(kind: type, auto_class: str) -> Iterator[None]:
+    """`kind` saves its code while the block runs; transformers' own registration would stay for the whole process."""
+    before = kind._auto_class
+    kind.register_for_auto_class(auto_class)
+    try:
+        yield
+    finally:
+        kind._auto_class = before
