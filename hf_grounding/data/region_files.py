@@ -24,15 +24,19 @@ def read_region_boxes(path: str | os.PathLike) -> dict[str, tuple[np.ndarray, np
         ValueError: It is no such file, or its arrays do not belong together; the message says what is wrong.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = [name for name in _ARRAYS if name not in file]
-            if missing:
-                raise ValueError(f"'{path}' has no array {missing}; a file of regions holds {list(_ARRAYS)}.")
-            image_ids, offsets, boxes, class_probs = (file[name] for name in _ARRAYS)
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("it holds a single array")
+        with file:
+            arrays = {name: file[name] for name in _ARRAYS if name in file}
     except FileNotFoundError:
         raise
-    except (OSError, zipfile.BadZipFile, EOFError, AttributeError) as error:  # AttributeError: a bare .npy
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"'{path}' cannot be read as an .npz file of regions ({error}).") from error
+    missing = [name for name in _ARRAYS if name not in arrays]
+    if missing:
+        raise ValueError(f"'{path}' has no array {missing}; a file of regions holds {list(_ARRAYS)}.")
+    image_ids, offsets, boxes, class_probs = (arrays[name] for name in _ARRAYS)
     fits = (
         offsets.shape == (len(image_ids) + 1,)
         and offsets[0] == 0
@@ -42,10 +46,7 @@ def read_region_boxes(path: str | os.PathLike) -> dict[str, tuple[np.ndarray, np
         and class_probs.ndim == 2
     )
     if not fits:
-        shapes = ", ".join(
-            f"`{name}` {value.shape}"
-            for name, value in zip(_ARRAYS, (image_ids, offsets, boxes, class_probs), strict=True)
-        )
+        shapes = ", ".join(f"`{name}` {array.shape}" for name, array in arrays.items())
         raise ValueError(
             f"The arrays of '{path}' do not belong together: {shapes}, `offsets` from 0 up to all regions."
         )

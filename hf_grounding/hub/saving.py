@@ -26,7 +26,7 @@ def save_with_code(model: PreTrainedModel, processor: ProcessorMixin, save_direc
     parts += [(model, _auto_class_of(model)), (processor.image_processor, AutoImageProcessor.__name__)]
     with ExitStack() as stack:
         for part, auto_class in parts:
-            stack.enter_context(_registered(type(part), auto_class))
+            stack.enter_context(_registered(part, auto_class))
         model.save_pretrained(save_directory)
         processor.save_pretrained(save_directory)
 
@@ -44,11 +44,15 @@ def _auto_class_of(model: PreTrainedModel) -> str:
 
 
 @contextmanager
-def _registered(kind: type, auto_class: str) -> Iterator[None]:
-    """`kind` saves its code while the block runs; transformers' own registration would stay for the whole process."""
-    before = kind._auto_class
+def _registered(part: Any, auto_class: str) -> Iterator[None]:
+    """`part` is saved with its code while the block runs.
+
+    transformers' own registration would stay for the whole process, and leave `auto_map` in what it saves.
+    """
+    kind, before = type(part), type(part)._auto_class
     kind.register_for_auto_class(auto_class)
     try:
         yield
     finally:
         kind._auto_class = before
+        vars(part).pop("auto_map", None)

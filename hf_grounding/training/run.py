@@ -36,7 +36,7 @@ from .features import default_cache_dir, feature_store
 from .grounding_data import CaptionPerImage, GroundingCollator
 from .grounding_evaluation import predict_groundings, score_groundings
 from .grounding_trainer import GroundingTrainer, GroundingTrainingArguments
-from .recipe import Recipe
+from .recipe import RECIPE_FILE, Recipe
 from .report import build_report
 
 logger = logging.getLogger(__name__)
@@ -174,6 +174,10 @@ def evaluate(
     it. `report` is an HTML file to write.
     """
     keep_freed_memory()
+    if recipe is None and not Path(model_dir, RECIPE_FILE).is_file():
+        raise FileNotFoundError(
+            f"'{model_dir}' has no {RECIPE_FILE}, so its data set is not known; name a recipe (`--recipe`)."
+        )
     settings = Recipe.load(model_dir if recipe is None else recipe)
     overrides = {
         "min_box_area": min_box_area,

@@ -120,7 +120,12 @@ def test_wrong_arguments_exit_with_2(arguments, message, places):
         (model("{tmp}/other_model"), r"Model '.*other_model' cannot be loaded: .*BertConfig"),
         ([*GROUND, "--draw", "{photo}/out.png"], r"photo\.png"),
         (["evaluate", "{tmp}/nothing"], r"No model folder '.*nothing'"),
-        (["evaluate", "{tmp}/no_recipe"], r"No recipe '.*no_recipe'"),
+        (["evaluate", "{tmp}/no_recipe"], r"no_recipe' has no recipe\.yaml.*name a recipe \(`--recipe`\)"),
+        (["evaluate", "{model}", "--recipe", "multilevel_scene"], r"Did you mean 'multilevel_scenes'\?"),
+        (
+            ["evaluate", "{model}", "--regions", "{tmp}/text.jpg"],
+            r"text\.jpg' cannot be read as an \.npz file of regions",
+        ),
         (["evaluate", "{model}", "--split", "vall"], r"no split 'vall' here\. Did you mean 'val'\?"),
         (["evaluate", "{model}", "--data_dir", "x"], r"'scenes' reads no files, so `data_dir` has no meaning"),
         (

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -117,6 +118,31 @@ def test_evaluate_prints_numbers_baselines_protocol_and_levels_and_writes_a_repo
         assert words in answer.out
     assert "on test" in report.read_text()
     assert "training loss" in report.read_text()
+
+
+def test_evaluate_takes_the_data_of_another_recipe_and_regions_as_a_baseline(trained, tmp_path):
+    (tmp_path / "model").mkdir()
+    for file in trained.model.iterdir():
+        if file.is_file() and file.name != "recipe.yaml":
+            (tmp_path / "model" / file.name).write_bytes(file.read_bytes())
+    whole = np.array([[0.0, 0.0, 64.0, 64.0]])
+    ids = [f"scene-0-val-{i:06d}" for i in range(4)]
+    arrays = {"image_ids": ids, "offsets": range(5), "boxes": whole.repeat(4, axis=0), "class_probs": np.ones((4, 2))}
+    np.savez(tmp_path / "val.npz", **{name: np.array(value) for name, value in arrays.items()})
+    options = ("--recipe", trained.recipe, "--regions", tmp_path / "{split}.npz", "--json")
+    answer = run("evaluate", tmp_path / "model", *options)
+    assert answer.code == 0, answer.err
+    baselines = one_line(answer.out)["baselines"]
+    centre, region = (baselines[name]["pointing_accuracy"] for name in ("image centre", "most confident region"))
+    assert region == centre  # the only region is the image
+    assert one_line(answer.out)["model"] == one_line(run("evaluate", trained.model, "--json").out)["model"]
+
+
+def test_a_missing_file_of_regions_leaves_the_baseline_out_and_says_so(trained, caplog):
+    answer = run("evaluate", trained.model, "--regions", "nothing_{split}.npz", "--json")
+    assert answer.code == 0, answer.err
+    assert "most confident region" not in one_line(answer.out)["baselines"]
+    assert "No file of regions 'nothing_val.npz'" in caplog.text
 
 
 def test_ground_prints_a_line_for_each_phrase(trained):

@@ -243,3 +243,32 @@ def test_image_ids_that_are_paths_are_refused(load, folder):
     (folder / "train.txt").write_text("../../elsewhere/12\n")
     with pytest.raises(AnnotationError, match="which is a path; image ids are plain names"):
         load(split="train")
+
+
+def test_a_split_may_lie_in_several_parquet_files_named_as_on_the_hub(folder, tmp_path):
+    whole = load_grounding_dataset("flickr30k_entities", data_dir=folder, cache_dir=tmp_path / "cache", split="train")
+    table = pa.Table.from_pylist(
+        [
+            {
+                "image_id": row["image_id"],
+                "original_width": row["width"],
+                "original_height": row["height"],
+                "captions": row["captions"],
+                "phrases": row["phrases"],
+            }
+            for row in whole
+        ]
+    )
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    (parts / "images").symlink_to(folder / "images")
+    for part in range(2):
+        pq.write_table(table.slice(part, 1), parts / f"train-0000{part}-of-00002.parquet")
+    for streaming in (False, True):
+        cut = load_grounding_dataset(
+            "flickr30k_entities", data_dir=parts, cache_dir=tmp_path / "cache", split="train", streaming=streaming
+        )
+        assert [row["image_id"] for row in cut] == ["12", "34"]
+    pq.write_table(table, parts / "more photos.parquet")
+    with pytest.raises(AnnotationError, match=r"more photos\.parquet' names no split"):
+        load_grounding_dataset("flickr30k_entities", data_dir=parts, cache_dir=tmp_path / "cache", split="train")

@@ -36,6 +36,11 @@ def test_an_unknown_split_answers_with_the_nearest(streaming, tmp_path):
         load_grounding_dataset("scenes", split="trian", streaming=streaming, cache_dir=tmp_path)
 
 
+def test_a_slice_of_a_stream_says_how_to_take_rows():
+    with pytest.raises(ValueError, match=r"'val\[:3\]' cannot be cut from it\. Stream the whole split and"):
+        load_grounding_dataset("scenes", split="val[:3]", streaming=True)
+
+
 def test_splits_can_be_sliced_and_added(tmp_path):
     sizes = {"num_train": 3, "num_val": 2, "num_test": 0}
     dataset = load_grounding_dataset("scenes", split="train[:2]+val", cache_dir=tmp_path, **sizes)

@@ -73,6 +73,25 @@ def test_a_caption_may_have_no_phrases():
     assert inputs["phrase_mask"][0].sum() == 0
 
 
+def test_options_go_to_the_tokenizer_and_to_the_image_processor():
+    processor = make_processor()
+    plain = processor(images=[photo(), photo()], text=CAPTIONS)
+    padded = processor(images=[photo(), photo()], text=CAPTIONS, padding="max_length", max_length=9)
+    assert padded["input_ids"].shape == padded["phrase_mask"].shape[::2] == (2, 9)
+    assert padded["word_mask"][:, :7].equal(plain["word_mask"])
+    assert padded["word_mask"][:, 7:].sum() == 0
+    cut = processor(text=CAPTIONS, phrases=[["a man"], ["two dogs"]], truncation=True, max_length=3)
+    assert cut["input_ids"].equal(plain["input_ids"][:, :3])
+    assert cut["phrase_mask"].tolist() == [[[1, 1, 0]], [[1, 1, 0]]]
+    size = {"height": 4, "width": 5}
+    for options in ({"size": size}, {"images_kwargs": {"size": size}}):
+        assert processor(images=photo(), text="a man", **options)["pixel_values"].shape == (1, 3, 4, 5)
+    with pytest.raises(
+        ValueError, match=r"Nothing is left of phrase 'a brown horse' in .* cut to 3 tokens; raise `max"
+    ):
+        processor(text=CAPTIONS[0], phrases=[["a brown horse"]], truncation=True, max_length=3)
+
+
 def test_one_photo_and_one_string_need_no_lists():
     inputs = make_processor()(images=photo(), text="a man")
     assert inputs["pixel_values"].shape[0] == inputs["input_ids"].shape[0] == 1
