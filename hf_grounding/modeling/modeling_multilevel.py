@@ -100,6 +100,25 @@ def attention_weights(cosines: torch.Tensor, attention: str, axis: str, word_mas
     return cosines.softmax(dim=-1 if axis == "regions" else -2)
 
 
+class _Gram(torch.autograd.Function):
+    """`V V^T`. It is symmetric, so its backward pass needs one product where autograd would take two."""
+
+    @staticmethod
+    def forward(ctx, regions: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(regions)
+        return regions @ regions.mT
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        (regions,) = ctx.saved_tensors
+        return (gradient + gradient.mT).to(regions.dtype) @ regions
+
+
+def gram_matrices(regions: torch.Tensor) -> torch.Tensor:
+    r"""Cosines of the cells with each other: V (..., L, N, D) -> V V^T (..., L, N, N)."""
+    return _Gram.apply(regions)
+
+
 def attended_similarity(
     weights: torch.Tensor, cosines: torch.Tensor, gram: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -400,31 +419,29 @@ class MultiLevelGroundingModel(MultiLevelGroundingPreTrainedModel):
         weights = attention_weights(cosines, self.config.attention, self.config.softmax_axis, word_mask)
         return weights, *attended_similarity(weights, cosines, gram)
 
-    def _cross_scores(self, words, sentences, regions, word_mask, counted) -> tuple[torch.Tensor, torch.Tensor]:
+    def _cross_scores(self, words, sentences, regions, gram, word_mask, counted) -> tuple[torch.Tensor, torch.Tensor]:
         """R_t (images, captions, T) and R_s (images, captions) of every caption in `regions` (images, L, N, D).
 
         `counted` (captions, T) says which R_t are asked for: those of `word_mask`, or of padding as well.
         """
-        config = self.config
-        gram = regions @ regions.mT  # (images, L, N, N)
-        sentence_similarity, sentence_scores = self._scores(sentences, regions, gram)[1:]
-        if not config.normalize_sentence_attended:
-            sentence_scores = sentence_similarity
-        sentence_scores, _ = self.choose_level(sentence_scores, config.sentence_level)
-        if config.attention == "softmax" and config.softmax_axis == "words":
-            cosines = cosine_maps(words.flatten(0, 1), regions)  # (images, L, captions * T, N)
-            by_caption = cosines.unflatten(2, word_mask.shape).transpose(1, 2)  # (images, captions, L, T, N)
-            weights = attention_weights(by_caption, config.attention, config.softmax_axis, word_mask)
-            scores = attended_similarity(weights.transpose(1, 2).flatten(2, 3), cosines, gram)[1]
-            best, _ = self.choose_level(scores, config.word_level)
-            return best.unflatten(1, word_mask.shape), sentence_scores
-        asked = counted.bool()
-        best, _ = self.choose_level(self._scores(words[asked], regions, gram)[2], config.word_level)
+        config, num_captions = self.config, len(sentences)
+        couples_words = config.attention == "softmax" and config.softmax_axis == "words"
+        asked = torch.ones_like(counted).bool() if couples_words else counted.bool()
+        units = torch.cat([words[asked], sentences])  # in one product
+        cosines = cosine_maps(units, regions)  # (images, L, words + captions, N)
+        weights = attention_weights(cosines, config.attention, config.softmax_axis, None)
+        if couples_words:
+            by_caption = cosines[:, :, :-num_captions].unflatten(2, asked.shape).transpose(1, 2)
+            shares = attention_weights(by_caption, config.attention, config.softmax_axis, word_mask)
+            weights = torch.cat([shares.transpose(1, 2).flatten(2, 3), weights[:, :, -num_captions:]], dim=2)
+        similarity, scores = attended_similarity(weights, cosines, gram)  # (images, L, words + captions)
+        best, _ = self.choose_level(scores[..., :-num_captions], config.word_level)
         word_scores = best.new_zeros(regions.shape[0], *counted.shape)
         word_scores[:, asked] = best
-        return word_scores, sentence_scores
+        sentence_scores = (scores if config.normalize_sentence_attended else similarity)[..., -num_captions:]
+        return word_scores, self.choose_level(sentence_scores, config.sentence_level)[0]
 
-    def cross_logits(self, words, sentences, regions, word_mask) -> tuple[torch.Tensor, torch.Tensor]:
+    def cross_logits(self, words, sentences, regions, gram, word_mask) -> tuple[torch.Tensor, torch.Tensor]:
         r"""R_w and R_s of every caption against every image, both (captions, images).
 
         Images are taken `config.attention_chunk_size` at a time and their similarities recomputed in the backward pass,
@@ -432,7 +449,8 @@ class MultiLevelGroundingModel(MultiLevelGroundingPreTrainedModel):
         """
         counted = word_mask if self.config.mask_padding else torch.ones_like(word_mask)
         chunk_size = self.config.attention_chunk_size or len(regions)
-        args = [(words, sentences, chunk, word_mask, counted) for chunk in regions.split(chunk_size)]
+        chunks = zip(regions.split(chunk_size), gram.split(chunk_size), strict=True)
+        args = [(words, sentences, *chunk, word_mask, counted) for chunk in chunks]
         if len(args) > 1 and torch.is_grad_enabled():
             parts = [checkpoint(self._cross_scores, *arg, use_reentrant=False) for arg in args]
         else:
@@ -488,23 +506,26 @@ class MultiLevelGroundingModel(MultiLevelGroundingPreTrainedModel):
         dtype = self.word_mapping.layers[0].weight.dtype
         regions = self.embed_images(tuple(feature_map.to(dtype) for feature_map in feature_maps))  # (B, L, N, D)
         words, sentences = self.embed_text(input_ids, attention_mask, word_mask)
-        own = regions if image_index is None else regions[image_index]
+        if return_loss and image_index is not None:
+            raise ValueError("`return_loss` needs one caption for each image; leave `image_index` out.")
+        gram = gram_matrices(regions)
+        own, own_gram = (regions, gram) if image_index is None else (regions[image_index], gram[image_index])
         if len(own) != len(words):
             raise ValueError(
                 f"{len(words)} captions but {len(own)} images; say by `image_index` which belongs to which."
             )
-        output = self.ground(words, sentences, own, word_mask)
+        output = self.ground(words, sentences, own, own_gram, word_mask)
         output.image_embeds = regions.transpose(1, 2)
         if return_loss:
-            if image_index is not None:
-                raise ValueError("`return_loss` needs one caption for each image; leave `image_index` out.")
-            self.add_loss(output, words, sentences, regions, word_mask, phrase_mask, box_masks)
+            self.add_loss(output, words, sentences, regions, gram, word_mask, phrase_mask, box_masks)
         return output
 
-    def ground(self, words, sentences, regions, word_mask) -> MultiLevelGroundingOutput:
-        r"""Heatmaps, scores and levels of each caption in its own image (`regions` (C, L, N, D)), Eq. 1-4 and 6."""
+    def ground(self, words, sentences, regions, gram, word_mask) -> MultiLevelGroundingOutput:
+        r"""Heatmaps, scores and levels of each caption in its own image, Eq. 1-4 and 6.
+
+        Shapes: `regions` (C, L, N, D) and `gram` (C, L, N, N) of the image of each caption.
+        """
         config = self.config
-        gram = regions @ regions.mT
         weights, _, scores = self._scores(words, regions, gram, word_mask)  # (C, L, T, N), (C, L, T)
         word_scores, word_levels = self.choose_level(scores, config.word_level)
         sentence_weights, similarity, scores = self._scores(sentences[:, None], regions, gram)
@@ -528,13 +549,14 @@ class MultiLevelGroundingModel(MultiLevelGroundingPreTrainedModel):
         position = torch.searchsorted(torch.tensor(self.levels, device=levels.device), levels)
         return weights.gather(1, position[:, None, :, None].expand(-1, 1, -1, weights.shape[-1]))[:, 0]
 
-    def add_loss(self, output, words, sentences, regions, word_mask, phrase_mask=None, box_masks=None) -> None:
+    def add_loss(self, output, words, sentences, regions, gram, word_mask, phrase_mask=None, box_masks=None) -> None:
         r"""Matching losses over the batch (Eq. 7-10), regulariser and, with `supervision="boxes"`, the box term.
 
         They are stored in `output`.
         """
         config = self.config
-        logits = self.cross_logits(words, sentences, self._from_all_processes(regions), word_mask)
+        all_regions, all_grams = self._from_all_processes(regions), self._from_all_processes(gram)
+        logits = self.cross_logits(words, sentences, all_regions, all_grams, word_mask)
         output.word_logits, output.sentence_logits = (self._from_all_processes(x) for x in logits)
         output.loss = self.regulariser() + sum(
             matching_loss(x, config.gamma_2, config.loss_reduction)

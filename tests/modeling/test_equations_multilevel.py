@@ -16,6 +16,7 @@ from hf_grounding.modeling.modeling_multilevel import (
     attention_weights,
     box_loss,
     cosine_maps,
+    gram_matrices,
     matching_loss,
     normalize,
     phrase_heatmaps,
@@ -126,8 +127,10 @@ def test_scores_heatmaps_and_loss_are_those_of_the_literal_equations(settings):
     torch.manual_seed(0)
     cfg = config(**settings)
     model = MultiLevelGroundingModel(cfg).double()
-    output = model.ground(words, sentences, cells[:, model.levels], MASK)
-    model.add_loss(output, words, sentences, cells[:, model.levels], MASK)
+    chosen = cells[:, model.levels]
+    gram = gram_matrices(chosen)
+    output = model.ground(words, sentences, chosen, gram, MASK)
+    model.add_loss(output, words, sentences, chosen, gram, MASK)
 
     attention = {"attention": cfg.attention, "axis": cfg.softmax_axis}
     word_logits, sentence_logits = torch.zeros(CAPTIONS, CAPTIONS), torch.zeros(CAPTIONS, CAPTIONS)
@@ -166,7 +169,7 @@ def test_scores_heatmaps_and_loss_are_those_of_the_literal_equations(settings):
 
 def test_heatmaps_and_scores_of_padded_words_are_zero():
     words, sentences, cells = texts_and_cells()
-    output = MultiLevelGroundingModel(config()).double().ground(words, sentences, cells, MASK)
+    output = MultiLevelGroundingModel(config()).double().ground(words, sentences, cells, gram_matrices(cells), MASK)
     padded = MASK == 0
     assert output.heatmaps[padded].abs().sum() == 0
     assert output.word_scores[padded].abs().sum() == 0
@@ -187,10 +190,16 @@ def test_scores_of_a_hand_worked_image():
     torch.testing.assert_close(scores, torch.tensor([[1.0, 0.8, 0.0]]))
 
 
+def test_gram_matrices_have_the_gradient_of_the_product():
+    cells = random(2, LEVELS, CELLS, WIDTH).requires_grad_()
+    torch.testing.assert_close(gram_matrices(cells), cells @ cells.mT)
+    assert torch.autograd.gradcheck(gram_matrices, cells[:1, :, :3, :2].detach().requires_grad_())
+
+
 def test_the_first_level_wins_a_tie():
     words, sentences, cells = texts_and_cells()
     same = cells[:, :1].expand(-1, 2, -1, -1)
-    output = MultiLevelGroundingModel(config()).double().ground(words, sentences, same, MASK)
+    output = MultiLevelGroundingModel(config()).double().ground(words, sentences, same, gram_matrices(same), MASK)
     assert output.word_levels.eq(0).all()
     assert output.sentence_levels.eq(0).all()
 
@@ -203,8 +212,9 @@ def test_an_image_without_anything_of_the_caption_scores_zero_with_finite_gradie
     words.requires_grad_()
     mask = torch.ones(2, WORDS, dtype=torch.long)
     model = MultiLevelGroundingModel(config()).to(dtype)
-    output = model.ground(words, words[:, 0], cells, mask)
-    model.add_loss(output, words, words[:, 0], cells, mask)
+    gram = gram_matrices(cells)
+    output = model.ground(words, words[:, 0], cells, gram, mask)
+    model.add_loss(output, words, words[:, 0], cells, gram, mask)
     for zero in (output.heatmaps, output.word_scores, output.sentence_heatmaps, output.sentence_scores):
         assert zero.eq(0).all()
     assert phrase_heatmaps(output.heatmaps, output.word_scores, mask[:, None]).eq(0).all()
@@ -505,8 +515,9 @@ def test_box_supervision_adds_the_weighted_box_loss_of_the_phrase_heatmaps():
     for settings in ({}, {"supervision": "boxes", "box_loss_weight": 0.5, "box_temperature": 4.0}):
         torch.manual_seed(0)
         model = MultiLevelGroundingModel(config(**settings)).double()
-        output = model.ground(words, sentences, cells, MASK)
-        model.add_loss(output, words, sentences, cells, MASK, mask, boxes)
+        gram = gram_matrices(cells)
+        output = model.ground(words, sentences, cells, gram, MASK)
+        model.add_loss(output, words, sentences, cells, gram, MASK, mask, boxes)
         losses.append(output.loss.item())
     expected = float(box_loss(phrase_heatmaps(output.heatmaps, output.word_scores, mask), boxes, 4.0))
     assert losses[1] - losses[0] == pytest.approx(0.5 * expected)

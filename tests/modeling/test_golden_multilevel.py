@@ -19,6 +19,7 @@ from hf_grounding.modeling.modeling_multilevel import (
     attended_similarity,
     attention_weights,
     cosine_maps,
+    gram_matrices,
     matching_loss,
     normalize,
     phrase_heatmaps,
@@ -208,7 +209,9 @@ def test_golden_attended_vectors_and_their_scores(goldens):
 def test_golden_chosen_heatmaps_scores_and_levels(goldens):
     for golden in goldens:
         every_word = torch.ones_like(golden["text/mask"]).long()  # the set has padded words too
-        output = golden.model().ground(golden["text/s"], golden["text/sbar"], golden.regions, every_word)
+        output = golden.model().ground(
+            golden["text/s"], golden["text/sbar"], golden.regions, gram_matrices(golden.regions), every_word
+        )
         golden.check(output.heatmaps, "attn/heatmap_word")
         golden.check(output.word_scores, "attn/R_t")
         golden.check(output.sentence_heatmaps, "attn/heatmap_sentence")
@@ -234,7 +237,7 @@ def test_golden_whole_model_masks_padded_words(goldens):
 def test_golden_word_scores_of_all_pairs(goldens):
     for golden in goldens:
         model, mask = golden.model(), golden["text/mask"]
-        args = (golden["text/s"], golden["text/sbar"], golden.regions)
+        args = (golden["text/s"], golden["text/sbar"], golden.regions, gram_matrices(golden.regions))
         for name, counted in (("code_unmasked", torch.ones_like(mask)), ("masked", mask)):
             scores, _ = model._cross_scores(*args, mask.long(), counted.long())
             scores = scores.transpose(0, 1)  # (caption, image, word)
