@@ -3,10 +3,10 @@
     python benchmarks/multilevel.py            # the tables of benchmarks/README.md: about 15 minutes on an idle machine
     python benchmarks/multilevel.py --smoke    # small sizes, to see that it runs
 
-`keep_freed_memory` (training/run.py) is on for both sides unless said otherwise. Every variant runs in a process of its
-own (peak memory is a process's), the two that are compared in turn, A B A B. A step is forward, backward and Adam from
-the feature maps of a frozen VGG16 (512 channels, 37 x 37 twice and 18 x 18 twice) and word ids; captions have 6 to T
-words. The literal step forms every H[b, c, t, n, l] and every attended vector a[b, c, t, l].
+A step is forward, backward and Adam from the feature maps of a frozen VGG16 (512 channels, 37 x 37 twice and 18 x 18
+twice) and word ids; captions have 6 to T words. The literal step forms every H[b, c, t, n, l] and every attended vector
+a[b, c, t, l]. Every measurement is a process of its own (peak memory is a process's); variants take turns, A B C A B C.
+`keep_freed_memory` (training/run.py), which our training switches on, is on for both sides unless said otherwise.
 """
 
 import argparse
@@ -79,7 +79,7 @@ def literal_loss(model: MultiLevelGroundingModel, batch: dict) -> torch.Tensor:
     return loss
 
 
-def run_worker(variant: str, sizes: dict[str, int], steps: int, chunk: int | None, keep: bool) -> dict:
+def run_worker(variant: str, sizes: dict[str, int], steps: int, chunk: int | None, keep: bool, bf16: bool) -> dict:
     if keep:
         keep_freed_memory()
     model, batch = make_model(sizes, chunk), make_batch(sizes)
@@ -88,7 +88,8 @@ def run_worker(variant: str, sizes: dict[str, int], steps: int, chunk: int | Non
     losses, seconds = [], []
     for _ in range(steps + 1):  # the first one warms up
         started = time.perf_counter()
-        loss = literal_loss(model, batch) if variant == "literal" else model(**batch, return_loss=True).loss
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = literal_loss(model, batch) if variant == "literal" else model(**batch, return_loss=True).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -98,37 +99,56 @@ def run_worker(variant: str, sizes: dict[str, int], steps: int, chunk: int | Non
     return {"seconds": min(seconds[1:]), "peak_gib": peak / 2**20, "loss": losses[0]}
 
 
-def measure(variant: str, sizes: dict[str, int], steps: int, chunk: int | None, keep: bool = True) -> dict:
-    call = {"variant": variant, "sizes": sizes, "steps": steps, "chunk": chunk, "keep": keep}
+def measure(
+    variant: str, sizes: dict[str, int], chunk: int | None = None, keep: bool = True, bf16: bool = False
+) -> dict:
+    call = {"variant": variant, "sizes": sizes, "steps": 3, "chunk": chunk, "keep": keep, "bf16": bf16}
     command = [sys.executable, __file__, "--worker", json.dumps(call)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
-def compare(sizes: dict[str, int], steps: int, rounds: int, chunk: int | None) -> None:
-    results: dict[str, list[dict]] = {"ours": [], "literal": []}
+def compare_variants(sizes: dict[str, int], rounds: int) -> None:
+    """Every variant beside the literal step, medians of the rounds."""
+    variants: dict[str, dict] = {
+        "literal": {"variant": "literal"},
+        "ours": {"variant": "ours"},
+        f"ours, {max(1, sizes['B'] // 4)} images at a time": {"variant": "ours", "chunk": max(1, sizes["B"] // 4)},
+        "literal, without keep_freed_memory": {"variant": "literal", "keep": False},
+        "ours, without keep_freed_memory": {"variant": "ours", "keep": False},
+        "literal, bf16 autocast": {"variant": "literal", "bf16": True},
+        "ours, bf16 autocast (as the recipes train)": {"variant": "ours", "bf16": True},
+    }
+    results: dict[str, list[dict]] = {name: [] for name in variants}
     for _ in range(rounds):
-        for variant in results:
-            results[variant].append(measure(variant, sizes, steps, chunk))
-    ratios = [b["seconds"] / a["seconds"] for a, b in zip(results["ours"], results["literal"], strict=True)]
-    median = {name: statistics.median(r["seconds"] for r in rows) for name, rows in results.items()}
-    peak = {name: statistics.median(r["peak_gib"] for r in rows) for name, rows in results.items()}
-    gap = abs(results["ours"][0]["loss"] - results["literal"][0]["loss"])
-    print(
-        f"| {sizes['B']} | {sizes['T']} | {sizes['M'] ** 2} | {sizes['D']} | {chunk or 'all'} "
-        f"| {median['ours']:.2f} | {median['literal']:.2f} "
-        f"| {statistics.median(ratios):.2f} | {peak['ours']:.2f} | {peak['literal']:.2f} | {gap:.1e} |",
-        flush=True,
-    )
+        for name, settings in variants.items():
+            results[name].append(measure(sizes=sizes, **settings))
+    median = {name: {key: statistics.median(r[key] for r in rows) for key in rows[0]} for name, rows in results.items()}
+    first = median["literal"]
+    print("| step | seconds | times faster | peak, GiB | share of the peak | loss | loss - literal |")
+    print("|---|---|---|---|---|---|---|")
+    for name, row in median.items():
+        print(
+            f"| {name} | {row['seconds']:.2f} | {first['seconds'] / row['seconds']:.2f} | {row['peak_gib']:.2f} "
+            f"| {row['peak_gib'] / max(first['peak_gib'], 1e-9):.2f} | {row['loss']:.6f} | {row['loss'] - first['loss']:+.1e} |",
+            flush=True,
+        )
 
 
-def compare_memory_settings(sizes: dict[str, int], steps: int, rounds: int) -> None:
-    """Our step with and without `keep_freed_memory`."""
-    results: dict[bool, list[float]] = {True: [], False: []}
-    for _ in range(rounds):
-        for keep in results:
-            results[keep].append(measure("ours", sizes, steps, None, keep)["seconds"])
-    kept, returned = (statistics.median(results[keep]) for keep in (True, False))
-    print(f"\nour step: {kept:.2f} s, without keep_freed_memory {returned:.2f} s")
+def compare_sizes(paper: dict[str, int], rounds: int) -> None:
+    """How the cost grows: half of each of B, M (a quarter of N) and D, and all of them."""
+    print("\n| B | N | D | ours, s | literal, s | times faster | ours, GiB | literal, GiB |")
+    print("|---|---|---|---|---|---|---|---|")
+    for change in ({"B": paper["B"] // 2}, {"M": paper["M"] // 2}, {"D": paper["D"] // 2}, {}):
+        sizes, rows = paper | change, {"ours": [], "literal": []}
+        for _ in range(rounds):
+            for variant, measured in rows.items():
+                measured.append(measure(variant, sizes))
+        (a, b) = ({key: statistics.median(r[key] for r in part) for key in part[0]} for part in rows.values())
+        print(
+            f"| {sizes['B']} | {sizes['M'] ** 2} | {sizes['D']} | {a['seconds']:.2f} | {b['seconds']:.2f} "
+            f"| {b['seconds'] / a['seconds']:.2f} | {a['peak_gib']:.2f} | {b['peak_gib']:.2f} |",
+            flush=True,
+        )
 
 
 def ground_one_photo(rounds: int) -> None:
@@ -189,16 +209,9 @@ def main() -> None:
         f"matrix products: {product_rate(torch.float32):.0f} GFLOP/s fp32, "
         f"{product_rate(torch.bfloat16):.0f} GFLOP/s bf16\n"
     )
-    print(
-        "| B | T | N | D | images at once | ours, s | literal, s | literal / ours "
-        "| ours, GiB | literal, GiB | loss gap |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
-    compare(paper, steps=2, rounds=1 if args.smoke else 3, chunk=None)
-    compare(paper, steps=2, rounds=1, chunk=max(1, paper["B"] // 4))
-    for change in ({"B": paper["B"] // 2}, {"M": paper["M"] // 2}, {"D": paper["D"] // 2}):
-        compare(paper | change, steps=2, rounds=1, chunk=None)
-    compare_memory_settings(paper, steps=2, rounds=1 if args.smoke else 2)
+    compare_variants(paper, rounds=1 if args.smoke else 3)
+    compare_sizes(paper, rounds=1)
+    print()
     ground_one_photo(rounds=3 if args.smoke else 20)
 
 
