@@ -127,9 +127,10 @@ def compare_variants(sizes: dict[str, int], rounds: int) -> None:
     print("| step | seconds | times faster | peak, GiB | share of the peak | loss | loss - literal |")
     print("|---|---|---|---|---|---|---|")
     for name, row in median.items():
+        faster, share = first["seconds"] / row["seconds"], row["peak_gib"] / max(first["peak_gib"], 1e-9)
         print(
-            f"| {name} | {row['seconds']:.2f} | {first['seconds'] / row['seconds']:.2f} | {row['peak_gib']:.2f} "
-            f"| {row['peak_gib'] / max(first['peak_gib'], 1e-9):.2f} | {row['loss']:.6f} | {row['loss'] - first['loss']:+.1e} |",
+            f"| {name} | {row['seconds']:.2f} | {faster:.2f} | {row['peak_gib']:.2f} | {share:.2f} "
+            f"| {row['loss']:.6f} | {row['loss'] - first['loss']:+.1e} |",
             flush=True,
         )
 
