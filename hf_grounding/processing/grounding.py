@@ -79,20 +79,26 @@ def heatmap_boxes(
     cell = points.new_tensor([width / BOX_GRID, height / BOX_GRID])
     seeds = ((points.nan_to_num() + 0.5) / cell).long().clamp(max=BOX_GRID - 1)
     resized = F.interpolate(heatmaps[:, None].float(), size=(BOX_GRID, BOX_GRID), mode="bilinear")
-    warm = resized >= threshold * resized.amax(dim=(-2, -1), keepdim=True)  # (n, 1, 64, 64)
-    region = torch.zeros_like(warm)
-    region[torch.arange(len(seeds)), 0, seeds[:, 1], seeds[:, 0]] = True
-    while True:
-        x = region.float()
-        grown = F.max_pool2d(x, (3, 1), 1, (1, 0)).maximum(F.max_pool2d(x, (1, 3), 1, (0, 1))).bool() & warm | region
-        if torch.equal(grown, region):
-            break
+    warm = (resized >= threshold * resized.amax(dim=(-2, -1), keepdim=True))[:, 0]  # (n, 64, 64)
+    region, grown = torch.zeros_like(warm), torch.zeros_like(warm)
+    grown[torch.arange(len(seeds)), seeds[:, 1], seeds[:, 0]] = True
+    while not torch.equal(grown, region):
         region = grown
-    columns, rows = region.any(dim=2)[:, 0].float(), region.any(dim=3)[:, 0].float()  # (n, 64)
+        for dim in (1, 2):
+            grown = _fill_runs(grown, warm, dim)
+    columns, rows = region.any(dim=1).float(), region.any(dim=2).float()  # (n, 64)
     low = torch.stack([columns.argmax(dim=1), rows.argmax(dim=1)], dim=1)
     high = BOX_GRID - torch.stack([columns.flip(1).argmax(dim=1), rows.flip(1).argmax(dim=1)], dim=1)
     boxes = torch.cat([low * cell, high * cell], dim=1)
     return boxes.masked_fill(points.isnan().any(dim=1, keepdim=True), torch.nan)
+
+
+def _fill_runs(region: torch.Tensor, warm: torch.Tensor, dim: int) -> torch.Tensor:
+    """`region` grown along `dim` to the whole of every unbroken run of `warm` cells that it touches."""
+    # The same number for all cells of a run, and for the cold one before it; only an all-cold line counts further.
+    run = (~warm).cumsum(dim).clamp(max=BOX_GRID - 1)
+    touched = torch.zeros_like(region, dtype=torch.uint8).scatter_reduce(dim, run, region.byte(), "amax")
+    return touched.gather(dim, run).bool() & warm | region
 
 
 def box_coverage(boxes: torch.Tensor, height: float, width: float, grid_size: int) -> torch.Tensor:
