@@ -238,7 +238,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 @dataclass
 class Table:
-    """A table of the report: rows with the same keys, which head the columns."""
+    """A table of the report: rows with the same keys, which head the columns. Floats are shown with one digit."""
 
     title: str
     rows: Sequence[Mapping[str, Any]]
@@ -298,7 +298,7 @@ def write_report(path: str | Path, report: Report) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(show=_show, data_uri=_data_uri)
+    environment.filters.update(show=_show, cell=cell_text, data_uri=_data_uri)
     html = environment.get_template("report.html.j2").render(
         report=report,
         facts=[
@@ -316,6 +316,13 @@ def write_report(path: str | Path, report: Report) -> Path:
     aside = path.with_name(f".{path.name}.part")
     aside.write_text(html, encoding="utf-8")
     return aside.replace(path)
+
+
+def cell_text(value: Any) -> str:
+    """A cell of a [`Table`]: one digit after the point, a dash for nothing."""
+    if value is None:
+        return "–"
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
 def _show(value: Any) -> str:

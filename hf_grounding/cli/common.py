@@ -92,6 +92,8 @@ def print_table(table: "Table") -> None:
     from rich.table import Table as RichTable
     from rich.text import Text
 
+    from ..visualization import cell_text
+
     console = Console(soft_wrap=True)
     if not console.is_terminal:
         console.width = 160
@@ -102,15 +104,9 @@ def print_table(table: "Table") -> None:
     for name in table.rows[0]:
         drawn.add_column(name, justify="right" if name in numeric else "left")
     for row in table.rows:
-        drawn.add_row(*(Text(_show(value)) for value in row.values()))
+        drawn.add_row(*(Text(cell_text(value)) for value in row.values()))
     console.print(drawn)
     console.print()
-
-
-def _show(value: Any) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
 def model_folder(path: Path) -> Path:
