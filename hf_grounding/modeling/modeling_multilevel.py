@@ -153,11 +153,11 @@ def matching_loss(logits: torch.Tensor, gamma: float, reduction: str) -> torch.T
 def phrase_heatmaps(heatmaps: torch.Tensor, word_scores: torch.Tensor, phrase_mask: torch.Tensor) -> torch.Tensor:
     r"""Heatmap of a phrase, `sum_t R_t H_t / sum_t R_t` over its words (Flickr30k protocol of section 4.2).
 
-    It is 0 when all R_t are 0.
+    It is 0 when all R_t are 0. Below 0, which the softmax ablation can give, they count as 0.
 
     Shapes: `heatmaps` (C, T, M, M), `word_scores` (C, T), `phrase_mask` (C, P, T) -> (C, P, M, M).
     """
-    weights = phrase_mask.to(word_scores.dtype) * word_scores[:, None]  # (C, P, T)
+    weights = phrase_mask.to(word_scores.dtype) * word_scores[:, None].relu()  # (C, P, T)
     weights = weights / weights.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
     return torch.einsum("cpt,ctyx->cpyx", weights, heatmaps)
 

@@ -164,7 +164,7 @@ class MultiLevelGroundingProcessor(ProcessorMixin):
         results = []
         for caption, phrases in enumerate(inputs["phrases"]):
             mask = inputs["phrase_mask"][caption, : len(phrases)].to(outputs.word_scores.dtype)  # (P, T)
-            weights = mask * outputs.word_scores[caption]
+            weights = mask * outputs.word_scores[caption].relu()  # below 0 with softmax attention alone
             total = weights.sum(dim=1, keepdim=True)
             heatmaps = torch.einsum(
                 "pt,tyx->pyx", weights / total.clamp(min=torch.finfo(total.dtype).tiny), outputs.heatmaps[caption]

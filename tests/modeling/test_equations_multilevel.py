@@ -467,7 +467,7 @@ def test_sentence_mix_is_a_weighted_sum_of_pooled_layers():
 
 def test_a_phrase_heatmap_is_the_mean_of_its_words_weighted_by_their_scores():
     heatmaps, scores = random(2, 4, 3, 3).abs(), random(2, 4).abs()
-    scores[1] = 0
+    scores[1] = torch.tensor([0.0, -0.1, 0.0, -0.5])
     mask = torch.tensor([[[1, 0, 1, 0], [0, 0, 0, 0]], [[1, 1, 1, 1], [0, 1, 0, 0]]])
     actual = phrase_heatmaps(heatmaps, scores, mask)
     expected = (scores[0, 0] * heatmaps[0, 0] + scores[0, 2] * heatmaps[0, 2]) / (scores[0, 0] + scores[0, 2])

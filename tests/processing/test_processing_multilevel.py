@@ -242,6 +242,16 @@ def made_up_outputs() -> MultiLevelGroundingOutput:
     )
 
 
+def test_words_of_negative_relevance_have_no_say_in_a_phrase():
+    outputs = made_up_outputs()
+    outputs.word_scores = torch.tensor([[-0.2, 0.6], [-0.1, -0.3]])  # as the softmax ablation may give
+    inputs = make_processor()(text=["a man", "two dogs"])
+    (first, first_scores), (second, second_scores) = make_processor().phrase_heatmaps(outputs, inputs, "word")
+    assert corner(first[0]) == [0, 0, 1]
+    assert second.eq(0).all()
+    torch.testing.assert_close(torch.cat([first_scores, second_scores]), torch.tensor([0.3, 0.0]))
+
+
 def corner(heatmap: torch.Tensor) -> list[float]:
     return [round(float(heatmap[i, j]), 4) for i, j in ((0, 0), (1, 1), (2, 2))]
 
