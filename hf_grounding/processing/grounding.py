@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-BOX_THRESHOLD = 0.5  # share of the peak a cell must reach to belong to the box
+BOX_THRESHOLD = 0.3  # share of the peak a cell must reach to belong to the box; the one of the authors' code
 BOX_GRID = 64  # side of the grid on which the region around the point is grown
 
 
