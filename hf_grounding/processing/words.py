@@ -68,6 +68,13 @@ def token_words(text: str, token_offsets: list[tuple[int, int]]) -> list[int]:
     return [next((word_of_char[i] for i in range(*span) if i in word_of_char), -1) for span in token_offsets]
 
 
+def unknown_words(tokenizer: PreTrainedTokenizerFast, phrases: Iterable[str]) -> list[str]:
+    """Words of the phrases that a tokenizer has no token for, in order, each once."""
+    words = dict.fromkeys(word for phrase in phrases for word in phrase.split())
+    ids = {word: tokenizer(word, add_special_tokens=False)["input_ids"] for word in words}
+    return [word for word in words if tokenizer.unk_token_id in ids[word]]
+
+
 def parse_brackets(text: str) -> tuple[str, list[Phrase]]:
     r"""`"[a man] rides [a horse]"` -> `"a man rides a horse"` and its phrases; text without brackets is one phrase.
 

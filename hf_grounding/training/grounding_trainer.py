@@ -10,6 +10,8 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traine
 from ..data.feature_store import FeatureStore
 from .grounding_evaluation import predict_groundings, score_groundings
 
+METRICS = ("pointing_accuracy", "attention_correctness")  # what an evaluation during training gives
+
 
 @dataclass
 class GroundingTrainingArguments(TrainingArguments):
@@ -20,11 +22,16 @@ class GroundingTrainingArguments(TrainingArguments):
             authors' notebooks: 9 and 14 of 20). Replaces `lr_scheduler_type`.
         early_stopping_patience (`int`, *optional*): Stop after this many evaluations without a better one.
         mirror_images (`bool`): Mirror half of the training images; ours.
+        metric_for_best_model (`str`): Of `GroundingTrainer.evaluate`; default the pointing game.
+
+    Raises:
+        ValueError: If there is nothing to train, or no such metric.
     """
 
     halve_learning_rate_at: list[int] | None = field(default=None)
     early_stopping_patience: int | None = field(default=None)
     mirror_images: bool = field(default=False)
+    metric_for_best_model: str | None = field(default=METRICS[0])
 
     def __post_init__(self):
         # A batch must hold distinct images and be full: its size is the number of negatives.
@@ -32,6 +39,18 @@ class GroundingTrainingArguments(TrainingArguments):
         self.remove_unused_columns = False
         self.dataloader_persistent_workers = False  # workers that stay would not hear of the next epoch's captions
         self.label_names = []
+        if self.num_train_epochs <= 0 and self.max_steps <= 0:
+            raise ValueError(f"`num_train_epochs` must be above 0, got {self.num_train_epochs}.")
+        if self.per_device_train_batch_size < 1:
+            raise ValueError(
+                f"`per_device_train_batch_size` must be 1 or more, got {self.per_device_train_batch_size}."
+            )
+        metric = self.metric_for_best_model or METRICS[0]
+        if not metric.removeprefix("eval_").startswith(METRICS):
+            raise ValueError(
+                f"`metric_for_best_model` must be one of {', '.join(METRICS)} or {METRICS[0]}_<category>, "
+                f"got {metric!r}."
+            )
         super().__post_init__()
 
 

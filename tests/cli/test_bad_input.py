@@ -134,6 +134,12 @@ def test_wrong_arguments_exit_with_2(arguments, message, places):
         ),
         ([*TRAIN, "--dataset.name", "sceens"], r"Unknown data set 'sceens'\. Did you mean 'scenes'\?"),
         ([*TRAIN, "--train_split", "trian"], r"no split 'trian' here\. Did you mean 'train'\?"),
+        ([*TRAIN, "--max_steps", "-1", "--num_train_epochs", "0"], r"`num_train_epochs` must be above 0, got 0"),
+        ([*TRAIN, "--per_device_train_batch_size", "0"], r"`per_device_train_batch_size` must be 1 or more, got 0"),
+        (
+            [*TRAIN, "--metric_for_best_model", "accuracy"],
+            r"must be one of pointing_accuracy, attention_correctness or pointing_accuracy_<category>, got 'accuracy'",
+        ),
         ([*TRAIN, "--resume"], r"has no complete checkpoint to resume from; train without resuming"),
         ([*TRAIN, "--attention", "sigmoid"], r"attention.*sigmoid"),
         ([*TRAIN, "--backbone.path", "x"], r"needs either `path` .* or `config`"),

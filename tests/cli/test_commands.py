@@ -165,8 +165,15 @@ def test_ground_answers_in_one_json_line_and_draws(trained, tmp_path):
     assert [path.name for path in drawing.parent.iterdir()] == ["out.png"]
 
 
+def test_ground_names_the_words_that_the_model_does_not_know(trained):
+    answer = run("ground", trained.photo, "[a red zebra] and [zorp]", "--model", trained.model, "--json")
+    assert answer.code == 0
+    assert answer.err == "The model does not know: zebra, zorp.\n"
+    assert len(one_line(answer.out)["groundings"]) == 2
+
+
 def test_ground_is_silent_on_stderr(trained):
-    assert run("ground", trained.photo, "a red ball", "--model", trained.model).err == ""
+    assert run("ground", trained.photo, "a circle", "--model", trained.model).err == ""
 
 
 def test_ctrl_c_ends_with_one_line(trained, monkeypatch):
@@ -183,7 +190,7 @@ def test_a_full_disk_ends_with_one_line_and_no_half_picture(trained, tmp_path, m
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
     monkeypatch.setattr(Image.Image, "save", write_some_and_fail)
-    answer = run("ground", trained.photo, "a ball", "--model", trained.model, "--draw", tmp_path / "out.png")
+    answer = run("ground", trained.photo, "a circle", "--model", trained.model, "--draw", tmp_path / "out.png")
     assert answer.code == 1
     assert answer.out == ""
     assert answer.err.startswith("Error: [Errno 28] No space left on device")

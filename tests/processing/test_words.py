@@ -10,6 +10,7 @@ from hf_grounding.processing.words import (
     parse_brackets,
     token_words,
     train_word_tokenizer,
+    unknown_words,
     word_offsets,
 )
 
@@ -156,3 +157,9 @@ def test_what_cannot_be_a_phrase_is_refused(value):
     with pytest.raises(ValueError, match="A phrase is words of the sentence") as error:
         as_phrase(value, "man with a dog")
     assert repr(value) in str(error.value)
+
+
+def test_unknown_words_are_named_once_in_order():
+    tokenizer = train_word_tokenizer(["a man rides a horse ."])
+    assert unknown_words(tokenizer, ["a Man", "the zebra, a horse.", "the end"]) == ["the", "zebra,", "end"]
+    assert unknown_words(tokenizer, []) == []
