@@ -35,7 +35,6 @@ def ground(
     is_local = Path(model).exists() or model.count("/") != 1 or model.startswith((".", "/", "~"))
     if is_local:
         model_folder(Path(model))
-    unknown: list[str] = []
     with working():
         from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
@@ -52,8 +51,8 @@ def ground(
             raise ValueError(f"Model '{model}'{where} cannot be loaded: {error}") from error
         groundings = PhraseGroundingPipeline(network, processor=processor)(image, text, query_heatmap=query_heatmap)
         unknown = unknown_words(processor.tokenizer, [grounding.phrase for grounding in groundings])
-    if unknown:
-        typer.echo(f"The model does not know: {', '.join(unknown)}.", err=True)
+        if unknown:
+            typer.echo(f"The model does not know: {', '.join(unknown)}.", err=True)
     if draw is not None:
         _save_drawing(image, groundings, draw)
     if as_json:

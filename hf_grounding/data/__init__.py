@@ -108,17 +108,18 @@ def load_grounding_dataset(
     if streaming and num_proc is not None:
         raise ValueError("`num_proc` prepares a cache, which `streaming=True` does without. Give one of the two.")
 
+    if streaming and split is not None and "[" in split:
+        raise ValueError(
+            f"A stream has no length, so {split!r} cannot be cut from it. Stream the whole split and `.skip(n)` or "
+            "`.take(n)` its rows, or leave `streaming` out."
+        )
+
     builder = builder_class(
         cache_dir=None if cache_dir is None else str(cache_dir),
         # The name of the cache folder costs reading every annotation; a stream has no cache.
         config_id="streaming" if streaming else None,
         **config_kwargs,
     )
-    if streaming and split is not None and "[" in split:
-        raise ValueError(
-            f"A stream has no length, so {split!r} cannot be cut from it. Stream the whole split and `.skip(n)` or "
-            "`.take(n)` its rows, or leave `streaming` out."
-        )
     if split is not None:
         _check_split(split, [generator.name for generator in builder._split_generators(None)], name)
     if streaming:

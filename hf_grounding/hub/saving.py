@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin
+import transformers
+from transformers import PreTrainedModel, ProcessorMixin
 
 
 def save_with_code(model: PreTrainedModel, processor: ProcessorMixin, save_directory: str | os.PathLike) -> None:
@@ -22,10 +23,14 @@ def save_with_code(model: PreTrainedModel, processor: ProcessorMixin, save_direc
         processor ([`ProcessorMixin`]): Its processor; its image processor's code is saved too.
         save_directory (`str` or `os.PathLike`): Folder, made if it is not there.
     """
-    parts: list[tuple[Any, str]] = [(model.config, AutoConfig.__name__), (processor, AutoProcessor.__name__)]
-    parts += [(model, _auto_class_of(model)), (processor.image_processor, AutoImageProcessor.__name__)]
+    auto_classes = {
+        "AutoConfig": model.config,
+        _auto_class_of(model): model,
+        "AutoProcessor": processor,
+        "AutoImageProcessor": processor.image_processor,
+    }
     with ExitStack() as stack:
-        for part, auto_class in parts:
+        for auto_class, part in auto_classes.items():
             stack.enter_context(_registered(part, auto_class))
         model.save_pretrained(save_directory)
         processor.save_pretrained(save_directory)
@@ -33,14 +38,12 @@ def save_with_code(model: PreTrainedModel, processor: ProcessorMixin, save_direc
 
 def _auto_class_of(model: PreTrainedModel) -> str:
     """The most specific Auto class that knows the model: a task's rather than the bare `AutoModel`."""
-    import transformers
-
     for name in dir(transformers):
         if name.startswith("AutoModelFor"):
             known = getattr(transformers, name)._model_mapping.get(type(model.config), None)
             if known is type(model):
                 return name
-    return AutoModel.__name__
+    return "AutoModel"
 
 
 @contextmanager

@@ -44,7 +44,7 @@ def heatmap_points(heatmaps: torch.Tensor, height: int, width: int) -> torch.Ten
     """
     rows, row_weights = _peak_pixels(height, heatmaps.shape[1])
     columns, column_weights = _peak_pixels(width, heatmaps.shape[2])
-    resized = row_weights @ heatmaps.double().cpu() @ column_weights.T  # (n, rows, columns)
+    resized = row_weights @ heatmaps.cpu().double() @ column_weights.T  # (n, rows, columns)
     index = resized.flatten(1).argmax(dim=1)
     points = torch.stack([columns[index % len(columns)], rows[index // len(columns)]], dim=1).float()
     return points.to(heatmaps.device).masked_fill((heatmaps.flatten(1).amax(dim=1) <= 0)[:, None], torch.nan)
