@@ -210,7 +210,7 @@ def main() -> None:
         f"matrix products: {product_rate(torch.float32):.0f} GFLOP/s fp32, "
         f"{product_rate(torch.bfloat16):.0f} GFLOP/s bf16\n"
     )
-    compare_variants(paper, rounds=1 if args.smoke else 3)
+    compare_variants(paper, rounds=1 if args.smoke else 2)
     compare_sizes(paper, rounds=1)
     print()
     ground_one_photo(rounds=3 if args.smoke else 20)

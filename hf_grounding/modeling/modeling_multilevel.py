@@ -75,6 +75,15 @@ def resize_map(x: torch.Tensor, size: int, mode: str) -> torch.Tensor:
     return x
 
 
+def convolve(x: torch.Tensor, layer: nn.Linear) -> torch.Tensor:
+    r"""1x1 convolution with the weights of `layer`: (batch, in, height, width) -> (batch, out, height, width).
+
+    As a convolution, and not as the same product of matrices, because torch's convolutions in float32 are up to twice
+    as fast on CPUs for which its matrix library has no kernel of their own (`benchmarks/README.md`).
+    """
+    return F.conv2d(x, layer.weight[:, :, None, None], layer.bias)
+
+
 def cosine_maps(text: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
     r"""Cosines of words and cells: (..., T, D) and (..., L, N, D) -> (..., L, T, N). Inputs are normalised.
 
@@ -262,15 +271,16 @@ class VisualMapping(nn.Module):
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         grows = feature_map.shape[-2] * feature_map.shape[-1] < self.grid_size**2
-        feature_map = self.standardize(feature_map.movedim(1, -1)).movedim(-1, 1)
+        feature_map = feature_map.contiguous(memory_format=torch.channels_last)
+        x = self.standardize(feature_map.movedim(1, -1)).movedim(-1, 1)
         if not grows:
-            feature_map = resize_map(feature_map, self.grid_size, self.resize_mode)
-        x = self.layers[0](self.dropout(feature_map.movedim(1, -1)))  # (batch, height, width, width of layer 0)
+            x = resize_map(x, self.grid_size, self.resize_mode)
+        x = convolve(self.dropout(x), self.layers[0])
         if grows:
-            x = resize_map(x.movedim(-1, 1), self.grid_size, self.resize_mode).movedim(1, -1)
-        x = x.flatten(1, 2)  # (batch, N, ...), n = y * M + x
+            x = resize_map(x, self.grid_size, self.resize_mode)
         for layer in self.layers[1:]:
-            x = layer(F.leaky_relu(x, self.slope, inplace=True))
+            x = convolve(F.leaky_relu(x, self.slope, inplace=True), layer)
+        x = x.movedim(1, -1).flatten(1, 2)  # (batch, N, D), n = y * M + x
         return normalize(x if self.linear else F.leaky_relu(x, self.slope, inplace=True))
 
 
