@@ -87,11 +87,12 @@ def convolve(x: torch.Tensor, layer: nn.Linear) -> torch.Tensor:
 def cosine_maps(text: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
     r"""Cosines of words and cells: (..., T, D) and (..., L, N, D) -> (..., L, T, N). Inputs are normalised.
 
-    Words (T, D) without leading dimensions meet the cells of all images. Cells stand on the left of the product, so
-    that this is a single large one.
+    Words (T, D) without leading dimensions meet the cells of all images, in one large product (see `convolve`).
     """
-    words = text if text.ndim == 2 else text.unsqueeze(-3)
-    return (regions @ words.mT).mT
+    if text.ndim > 2:
+        return (regions @ text.unsqueeze(-3).mT).mT
+    cells = regions.flatten(0, -3).mT.unsqueeze(-1).contiguous(memory_format=torch.channels_last)  # (..., D, N, 1)
+    return F.conv2d(cells, text[:, :, None, None]).squeeze(-1).unflatten(0, regions.shape[:-2])
 
 
 def attention_weights(cosines: torch.Tensor, attention: str, axis: str, word_mask: torch.Tensor | None) -> torch.Tensor:
