@@ -200,6 +200,7 @@ def product_rate(dtype: torch.dtype) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="small sizes")
+    parser.add_argument("--rounds", type=int, default=2, help="processes of each variant")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -210,7 +211,7 @@ def main() -> None:
         f"matrix products: {product_rate(torch.float32):.0f} GFLOP/s fp32, "
         f"{product_rate(torch.bfloat16):.0f} GFLOP/s bf16\n"
     )
-    compare_variants(paper, rounds=1 if args.smoke else 2)
+    compare_variants(paper, args.rounds)
     compare_sizes(paper, rounds=1)
     print()
     ground_one_photo(rounds=3 if args.smoke else 20)
