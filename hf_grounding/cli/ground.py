@@ -32,7 +32,7 @@ def ground(
     """
     if draw is not None:
         _check_image_name(draw)
-    is_local = Path(model).exists() or model.count("/") != 1 or model.startswith((".", "/", "~"))
+    is_local = Path(model).parent.is_dir() or model.count("/") != 1 or model.startswith((".", "/", "~"))
     if is_local:
         model_folder(Path(model))
     with working():
@@ -73,7 +73,7 @@ def _check_image_name(path: Path) -> None:
     """Before the work, not after."""
     from PIL import Image
 
-    if path.suffix.lower() not in Image.registered_extensions():
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
         raise typer.BadParameter(f"--draw '{path}' must end in the name of an image format, such as .png or .jpg.")
 
 

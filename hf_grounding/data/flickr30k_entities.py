@@ -168,6 +168,9 @@ def _image_ids(id_list: Path) -> list[str]:
     image_ids = [line.strip() for line in lines if line.strip()]
     if not image_ids:
         raise AnnotationError(f"Id list '{id_list}' is empty; expected one image id on each line.")
+    if len(set(image_ids)) < len(image_ids):
+        repeated = next(image_id for image_id in image_ids if image_ids.count(image_id) > 1)
+        raise AnnotationError(f"Id list '{id_list}' names image '{repeated}' more than once.")
     for number, line in enumerate(lines, start=1):
         if len(line.split()) > 1:
             raise AnnotationError(f"'{id_list}', line {number}: expected one image id, got '{line.strip()}'.")

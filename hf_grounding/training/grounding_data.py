@@ -4,6 +4,7 @@ If asked, half of the images are mirrored.
 """
 
 import random
+import re
 from itertools import groupby
 from typing import Any
 
@@ -63,7 +64,7 @@ def mirror(example: dict[str, Any]) -> dict[str, Any]:
         {**phrase, "boxes": [[width - x2, y1, width - x1, y2] for x1, y1, x2, y2 in phrase["boxes"]]}
         for phrase in example["phrases"]
     ]
-    caption = " ".join(_MIRRORED_WORDS.get(word, word) for word in example["caption"].split())
+    caption = re.sub(r"(?i)\b(left|right)\b", lambda word: _MIRRORED_WORDS[word[0].lower()], example["caption"])
     return {**example, "caption": caption, "phrases": phrases}
 
 

@@ -46,7 +46,8 @@ class GroundingTrainingArguments(TrainingArguments):
                 f"`per_device_train_batch_size` must be 1 or more, got {self.per_device_train_batch_size}."
             )
         metric = self.metric_for_best_model or METRICS[0]
-        if not metric.removeprefix("eval_").startswith(METRICS):
+        name = metric.removeprefix("eval_")
+        if name not in METRICS and not name.startswith(f"{METRICS[0]}_"):
             raise ValueError(
                 f"`metric_for_best_model` must be one of {', '.join(METRICS)} or {METRICS[0]}_<category>, "
                 f"got {metric!r}."

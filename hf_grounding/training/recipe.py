@@ -61,6 +61,10 @@ class EvaluationSettings:
     min_box_area: float | int = 0.0
     regions: str | None = None  # detected regions for a baseline: an .npz file; "{split}" stands for the split
 
+    def validate_min_box_area(self) -> None:
+        if not 0 <= self.min_box_area <= 1:
+            raise ValueError(f"`min_box_area` is a share of the image in [0, 1], got {self.min_box_area}; 5 % is 0.05.")
+
     @property
     def protocol(self) -> dict[str, Any]:
         """What the metrics depend on."""

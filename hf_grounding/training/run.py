@@ -109,6 +109,7 @@ def train(recipe: Recipe, output_dir: str | os.PathLike, *, resume: bool = False
     set_seed(args.seed)
     train_rows = load_split(recipe, recipe.dataset.train_split)
     eval_rows = load_split(recipe, recipe.dataset.eval_split)
+    regions = _detected_regions(recipe, recipe.dataset.eval_split)  # a broken file must not cost a training
     batch_size = args.train_batch_size * args.world_size
     if len(train_rows) < batch_size:
         raise ValueError(
@@ -139,7 +140,11 @@ def train(recipe: Recipe, output_dir: str | os.PathLike, *, resume: bool = False
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(output_dir) if resume else None)
     # Without the wrapper for mixed precision, so that `evaluate` measures the same.
     trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    results, predictions = _evaluate_rows(trained, processor, recipe, recipe.dataset.eval_split, eval_rows, eval_store)
+    if trainer.is_world_process_zero():
+        save(output_dir, trained, processor, recipe)  # before it is measured: whatever happens there, it is kept
+    results, predictions = _evaluate_rows(
+        trained, processor, recipe, recipe.dataset.eval_split, eval_rows, eval_store, regions
+    )
     results |= {
         "seed": args.seed,
         "training_seconds": round(time.perf_counter() - started, 1),
@@ -148,7 +153,9 @@ def train(recipe: Recipe, output_dir: str | os.PathLike, *, resume: bool = False
         "curve": trainer.state.log_history,
     }
     if trainer.is_world_process_zero():
-        save(output_dir, trained, processor, recipe, results)
+        aside = output_dir / f".{RESULTS_FILE}.part"
+        aside.write_text(json.dumps(results, indent=1), encoding="utf-8")
+        aside.replace(output_dir / RESULTS_FILE)
         report = build_report(
             f"{output_dir.name}: {recipe.description}", results, predictions, eval_rows, asdict(recipe)
         )
@@ -195,8 +202,9 @@ def evaluate(
     model = MultiLevelGroundingModel.from_pretrained(model_dir).to(PartialState().device)
     processor = MultiLevelGroundingProcessor.from_pretrained(model_dir)
     bf16 = bool(settings.training.get("bf16", False))  # the features of the training
+    regions_of_images = _detected_regions(settings, split)
     store = feature_store(model, processor, rows, settings.backbone.feature_dir or default_cache_dir(), bf16=bf16)
-    results, predictions = _evaluate_rows(model, processor, settings, split, rows, store)
+    results, predictions = _evaluate_rows(model, processor, settings, split, rows, store, regions_of_images)
     if report is not None:
         title = f"{Path(model_dir).resolve().name} on {split}: {settings.description}"
         saved = Path(model_dir, RESULTS_FILE)
@@ -207,13 +215,18 @@ def evaluate(
 
 
 def _evaluate_rows(
-    model, processor, recipe: Recipe, split: str, rows: Dataset, store: FeatureStore
+    model,
+    processor,
+    recipe: Recipe,
+    split: str,
+    rows: Dataset,
+    store: FeatureStore,
+    regions: dict[str, tuple[np.ndarray, np.ndarray]] | None,
 ) -> tuple[dict[str, Any], dict[str, list]]:
     protocol = recipe.evaluation.protocol
     predictions, captions = predict_groundings(
         model, processor, rows, store, query_heatmap=protocol.pop("query_heatmap"), with_boxes=True
     )
-    regions = _detected_regions(recipe, split)
     scores = score_groundings(predictions, captions, model.config.num_levels, regions=regions, **protocol)
     scores["split"] = split
     scores["query_heatmap"] = recipe.evaluation.query_heatmap
@@ -233,8 +246,8 @@ def _detected_regions(recipe: Recipe, split: str) -> dict[str, tuple[np.ndarray,
     return read_region_boxes(path)
 
 
-def save(output_dir: Path, model: Any, processor: Any, recipe: Recipe, results: dict[str, Any]) -> None:
-    """Model, processor, recipe and results.
+def save(output_dir: Path, model: Any, processor: Any, recipe: Recipe) -> None:
+    """Model, processor and recipe.
 
     They are written aside, then each file is renamed into `output_dir`, the model's weights last.
     """
@@ -243,7 +256,6 @@ def save(output_dir: Path, model: Any, processor: Any, recipe: Recipe, results: 
     model.save_pretrained(aside)
     processor.save_pretrained(aside)
     recipe.save(aside)
-    (aside / RESULTS_FILE).write_text(json.dumps(results, indent=1), encoding="utf-8")
     for file in sorted(aside.iterdir(), key=lambda path: path.suffix == ".safetensors"):
         os.replace(file, output_dir / file.name)
     aside.rmdir()

@@ -72,6 +72,8 @@ def model(name):
         (["ground", "{photo}"], r"Missing argument.*text"),
         (["ground", "{photo}", "a ball"], r"Missing option.*--model"),
         ([*GROUND, "--query_heatmap", "words"], r"--query_heatmap.*'words' is not one of 'word', 'sentence', 'auto'"),
+        ([*GROUND, "--draw", "out.psd"], r"--draw 'out\.psd' must end in the name of an image format, such as \.png"),
+        ([*TRAIN, "--min_box_area", "5"], r"`min_box_area` is a share of the image in \[0, 1\], got 5"),
         ([*GROUND, "--draw", "out.pgn"], r"--draw 'out\.pgn' must end in the name of an image format, such as \.png"),
         (["evaluate", "{model}", "--min_box_area", "5"], r"--min_box_area"),
         (["evaluate", "{model}", "--box_rule", "all"], r"--box_rule.*'all' is not one of 'any', 'union'"),

@@ -221,7 +221,9 @@ def test_a_stream_reads_an_annotation_only_when_its_row_is_asked_for(load, folde
 
 @pytest.mark.parametrize("layout", ["original", "parquet"])
 def test_two_processes_give_the_rows_of_one_in_order(load, folder, monkeypatch, tmp_path, layout):
-    (folder / "train.txt").write_text("12\n34\n12\n")
+    (folder / "train.txt").write_text("12\n34\n56\n")
+    for name in ("Annotations/{}.xml", "Sentences/{}.txt", "images/{}.jpg"):
+        (folder / name.format(56)).write_bytes((folder / name.format(12)).read_bytes())
     if layout == "parquet":
         write_parquet(folder)
         table = pq.read_table(folder / "train.parquet")
@@ -272,3 +274,9 @@ def test_a_split_may_lie_in_several_parquet_files_named_as_on_the_hub(folder, tm
     pq.write_table(table, parts / "more photos.parquet")
     with pytest.raises(AnnotationError, match=r"more photos\.parquet' names no split"):
         load_grounding_dataset("flickr30k_entities", data_dir=parts, cache_dir=tmp_path / "cache", split="train")
+
+
+def test_an_image_listed_twice_is_refused(folder, tmp_path):
+    (folder / "train.txt").write_text("12\n34\n12\n")
+    with pytest.raises(AnnotationError, match=r"train\.txt' names image '12' more than once"):
+        load_grounding_dataset("flickr30k_entities", data_dir=folder, cache_dir=tmp_path / "cache", split="train")

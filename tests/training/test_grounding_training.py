@@ -215,6 +215,7 @@ def test_mirroring_moves_boxes_to_the_other_side_and_swaps_left_and_right():
     assert mirrored["caption"] == "a dog right of a cat"
     assert mirrored["phrases"][0]["boxes"] == [[70.0, 5.0, 90.0, 40.0]]
     assert mirror(mirrored) == example
+    assert mirror(example | {"caption": "Left, of it: right."})["caption"] == "right, of it: left."
 
 
 def test_a_batch_reads_mirrored_examples_from_the_mirrored_images(tmp_path: Path):
@@ -256,10 +257,6 @@ def test_every_phrase_and_every_word_is_predicted_and_the_metrics_decide_which_c
     assert len(predictions["phrase"]) == sum(map(len, rows["phrases"]))
     scores = score_groundings(predictions, captions, model.config.num_levels, num_resamples=0)
     assert scores["model"]["skipped"]["no_boxes"] == 2
-    num_words = sum(len(caption.split()) for row in rows["captions"] for caption in row)
-    assert (
-        scores["levels"]["count"] <= num_words
-    )  # punctuation is a token of its own, words that answer nothing count not
     with torch.no_grad():
         inputs = processor(text=rows["captions"])
         inputs.update(read_inputs(store, rows["image_id"]))
