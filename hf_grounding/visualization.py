@@ -25,6 +25,7 @@ PREDICTED = "#D55E00"  # vermillion of Okabe and Ito
 ANNOTATED = "#56B4E9"  # their sky blue
 DARK, LIGHT = "#1A1A1A", "#FFFFFF"
 HEATMAP_OPACITY = 0.7  # at the heatmap's peak; 0 where the heatmap is 0
+MAX_ASPECT = 4  # height of a panel over its width, at most
 SUPERSAMPLING = 2  # PIL's lines have hard edges: draw larger, then shrink
 GROUPS = {"good": "Good", "typical": "Typical", "failed": "Failed"}  # of a report's examples, in order
 
@@ -100,15 +101,15 @@ def draw_groundings(
 
 
 def _draw_on_photo(image: Image.Image, grounding: Grounding, boxes: Sequence[Box], width: int) -> Image.Image:
-    scale = width / image.width
-    height = max(1, round(image.height * scale))
-    photo = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+    scale = min(width / image.width, MAX_ASPECT * width / image.height)  # a very tall photo leaves space at its right
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    photo = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     if grounding.heatmap is not None:
         photo = _blend_heatmap(photo, np.asarray(grounding.heatmap))
 
     # Lines are drawn in a larger layer, in its pixels, and shrunk with it.
     factor = SUPERSAMPLING
-    layer = Image.new("RGBA", (width * factor, height * factor))
+    layer = Image.new("RGBA", (size[0] * factor, size[1] * factor))
     draw = ImageDraw.Draw(layer)
     line = max(2, round(width / 220)) * factor
     for box in boxes:
@@ -119,7 +120,9 @@ def _draw_on_photo(image: Image.Image, grounding: Grounding, boxes: Sequence[Box
         x, y = (coordinate * scale * factor for coordinate in grounding.point)
         _draw_point(draw, x, y, radius=5 * line, line=line)
     layer = layer.resize(photo.size, Image.Resampling.BOX)
-    return Image.alpha_composite(photo.convert("RGBA"), layer).convert("RGB")
+    panel = Image.new("RGB", (width, size[1]), LIGHT)
+    panel.paste(Image.alpha_composite(photo.convert("RGBA"), layer).convert("RGB"))
+    return panel
 
 
 def _blend_heatmap(photo: Image.Image, heatmap: np.ndarray) -> Image.Image:

@@ -216,3 +216,10 @@ def test_curve_becomes_one_chart_for_each_quantity_without_what_is_not_finite():
 def test_unknown_group_of_examples_is_named_with_the_nearest(photo):
     with pytest.raises(ValueError, match=r"got 'fail'\. Did you mean 'failed'\?"):
         Example("fail", "a ball", photo)
+
+
+def test_a_very_tall_photo_is_drawn_in_a_panel_of_bounded_height():
+    grounding = Grounding("a line", (0, 2), box=(0, 100, 1, 200), point=(0, 150), score=0.5, heatmap=np.eye(3))
+    picture = draw_grounding(Image.new("RGB", (1, 3000), "red"), grounding, width=200)
+    assert picture.width == 200
+    assert picture.height < 4 * 200 + 100  # with caption and legend
