@@ -9,6 +9,7 @@ DEMO_TEXT := "[an orange square] , [an orange triangle] and [a blue diamond]"
 .PHONY: demo test lint wheel clean
 
 demo: $(READY)
+	rm -rf $(DEMO)
 	$(BIN)/hf-grounding train multilevel_scenes --output_dir $(DEMO)
 	$(BIN)/hf-grounding evaluate $(DEMO) --split test
 	$(BIN)/hf-grounding ground docs/scene.png $(DEMO_TEXT) --model $(DEMO) --draw $(DEMO)/grounding.png

@@ -36,7 +36,9 @@ def evaluate(
     regions: Annotated[
         str | None, typer.Option(help="Detected regions (.npz), for the most confident one as a baseline.")
     ] = None,
-    report: Annotated[Path | None, typer.Option(help="Write pictures and tables to this HTML file.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(dir_okay=False, writable=True, help="Write pictures and tables to this HTML file.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Results as one JSON line.")] = False,
 ) -> None:
     """Measure a trained model.

@@ -10,12 +10,15 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+
+_ABANDONED = 24 * 3600  # seconds after which files that nobody writes to any more are those of a killed process
 
 
 class FeatureStore:
@@ -34,23 +37,29 @@ class FeatureStore:
             raise FileNotFoundError(
                 f"'{folder}' is no feature store: it has no index.json. Compute the features again."
             ) from error
-        self.settings: dict[str, Any] = index["settings"]
-        self.rows: dict[str, int] = {image_id: row for row, image_id in enumerate(index["image_ids"])}
-        self.levels = [self._open(name, shape) for name, shape in index["levels"].items()]
+        except ValueError as error:
+            raise self._damaged("index.json", str(error)) from error
+        try:
+            self.settings: dict[str, Any] = index["settings"]
+            self.rows: dict[str, int] = {image_id: row for row, image_id in enumerate(index["image_ids"])}
+            levels = list(index["levels"].items())
+        except (KeyError, TypeError, AttributeError) as error:
+            raise self._damaged("index.json", f"no index of features: {error!r}") from error
+        self.levels = [self._open(name, shape) for name, shape in levels]
 
     def _open(self, name: str, shape: list[int]) -> np.ndarray:
         try:
             array = np.load(self.folder / name, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise ValueError(
-                f"'{self.folder / name}' cannot be read ({error}). Delete the folder; features are computed again."
-            ) from error
+            raise self._damaged(name, str(error)) from error
         if list(array.shape) != shape or array.dtype != np.float16:
-            raise ValueError(
-                f"'{self.folder / name}' holds {array.dtype} {array.shape} where the index says float16 "
-                f"{tuple(shape)}. Delete the folder; features are computed again."
-            )
+            raise self._damaged(name, f"{array.dtype} {array.shape} where the index says float16 {shape}")
         return array
+
+    def _damaged(self, name: str, what: str) -> ValueError:
+        return ValueError(
+            f"'{self.folder / name}' cannot be read ({what}). Delete the folder; features are computed again."
+        )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -71,42 +80,65 @@ class FeatureStore:
 class FeatureStoreWriter:
     r"""Writes a [`FeatureStore`] row by row, aside.
 
-    On leaving the `with` block without an error it is renamed to `folder`.
+    On leaving the `with` block without an error it is renamed to `folder`. Plain writes, no memory map: on a full disk
+    they raise an `OSError`, where a map would end the process with a signal.
     """
 
     def __init__(self, folder: str | os.PathLike, image_ids: Iterable[str], settings: dict[str, Any]):
         self.folder = Path(folder)
         self.image_ids = list(image_ids)
         self.settings = settings
-        self.levels: list[np.memmap] = []
+        self.files: list[BinaryIO] = []
+        self.shapes: list[tuple[int, ...]] = []
+        self.num_written = 0
 
     def __enter__(self) -> "FeatureStoreWriter":
         self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self._remove_abandoned()
         self.aside = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-", dir=self.folder.parent))
         return self
 
-    def write(self, start: int, maps: Sequence[np.ndarray]) -> None:
-        """Maps of the images from row `start` on, for each level (images, height, width, channels)."""
-        if not self.levels:
-            for level, array in enumerate(maps):
-                shape = (len(self.image_ids), *array.shape[1:])
-                path = self.aside / f"level_{level}.npy"
-                self.levels.append(np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape))
-        for stored, array in zip(self.levels, maps, strict=True):
-            stored[start : start + len(array)] = array
+    def write(self, maps: Sequence[np.ndarray]) -> None:
+        """Maps of the next images, for each level (images, height, width, channels)."""
+        if not self.files:
+            self._open(maps)
+        for file, shape, array in zip(self.files, self.shapes, maps, strict=True):
+            if array.shape[1:] != shape[1:]:
+                raise ValueError(f"Maps of one level must have one shape: {shape[1:]}, then {array.shape[1:]}.")
+            file.write(np.ascontiguousarray(array, dtype=np.float16).data)
+        self.num_written += len(maps[0])
+
+    def _open(self, maps: Sequence[np.ndarray]) -> None:
+        for level, array in enumerate(maps):
+            shape = (len(self.image_ids), *array.shape[1:])
+            file = open(self.aside / f"level_{level}.npy", "wb")  # noqa: SIM115 - `__exit__` closes it
+            header = {"descr": np.dtype(np.float16).str, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            self.files.append(file)
+            self.shapes.append(shape)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if kind is not None:
-            shutil.rmtree(self.aside, ignore_errors=True)
-            return
-        for level in self.levels:
-            level.flush()
-        shapes = {f"level_{i}.npy": list(level.shape) for i, level in enumerate(self.levels)}
-        index = {"settings": self.settings, "levels": shapes, "image_ids": self.image_ids}
+        try:
+            for file in self.files:
+                file.close()
+            if kind is None:
+                self._finish()
+        finally:
+            shutil.rmtree(self.aside, ignore_errors=True)  # nothing is there after a rename
+
+    def _finish(self) -> None:
+        if self.num_written != len(self.image_ids):
+            raise ValueError(f"{self.num_written} images were written where {len(self.image_ids)} were announced.")
+        levels = {f"level_{i}.npy": shape for i, shape in enumerate(self.shapes)}
+        index = {"settings": self.settings, "levels": levels, "image_ids": self.image_ids}
         (self.aside / "index.json").write_text(json.dumps(index), encoding="utf-8")
-        if self.folder.exists():  # another process finished the same features first
-            shutil.rmtree(self.aside)
-        else:
+        if not self.folder.exists():  # else another process finished the same features first
             self.aside.rename(self.folder)
+
+    def _remove_abandoned(self) -> None:
+        for folder in self.folder.parent.glob(f".{self.folder.name}-*"):
+            times = [path.stat().st_mtime for path in (folder, *folder.iterdir())]
+            if time.time() - max(times) > _ABANDONED:
+                shutil.rmtree(folder, ignore_errors=True)

@@ -5,6 +5,7 @@ paper and the authors' code disagree, the field says so.
 """
 
 import difflib
+import math
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
@@ -131,8 +132,10 @@ class MultiLevelGroundingConfig(PreTrainedConfig):
 
     def validate_levels(self):
         """Levels named anywhere must exist, and a backbone must say which of its maps they are."""
-        if not self.level_channels:
-            raise ValueError("`level_channels` is empty; give the channels of at least one level.")
+        if not self.level_channels or min(self.level_channels) < 1:
+            raise ValueError(
+                f"`level_channels` must be the channels, 1 or more, of at least one level; got {self.level_channels}."
+            )
         if self.backbone_config is not None and len(self.backbone_levels or ()) != self.num_levels:
             raise ValueError(
                 f"`backbone_levels` names {len(self.backbone_levels or ())} maps but `level_channels` has "
@@ -142,6 +145,8 @@ class MultiLevelGroundingConfig(PreTrainedConfig):
             raise ValueError(
                 "`sentence_layers` is empty; name at least one layer of the text encoder, such as -1, the last."
             )
+        if self.word_layers is not None and not self.word_layers:
+            raise ValueError("`word_layers` is empty; name at least one layer of the text encoder, or None for all.")
         for name in ("word_level", "sentence_level"):
             level = getattr(self, name)
             if level is not None and not 0 <= level < self.num_levels:
@@ -164,10 +169,10 @@ class MultiLevelGroundingConfig(PreTrainedConfig):
 
     def validate_weights(self):
         for name in ("gamma_1", "gamma_2", "box_temperature"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}.")
         for name in ("l2_weight", "box_loss_weight", "negative_slope"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)}.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"`dropout` must be in [0, 1), got {self.dropout}.")

@@ -81,7 +81,7 @@ def _compute(model, processor, dataset, folder, settings, flip, bf16, batch_size
             pixels = pixels.to(device, memory_format=torch.channels_last)  # convolutions on a CPU are much faster so
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 maps = model.get_feature_maps(pixels) if model.config.freeze_backbone else (pixels,)
-            writer.write(start, [level.float().movedim(1, -1).cpu().numpy() for level in maps])
+            writer.write([level.float().movedim(1, -1).cpu().numpy() for level in maps])
 
 
 def _hash_weights(module: torch.nn.Module) -> str:

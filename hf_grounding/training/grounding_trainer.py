@@ -10,6 +10,11 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traine
 from ..data.feature_store import FeatureStore
 from .grounding_evaluation import predict_groundings, score_groundings
 
+# Given by the run itself: where it writes, what it does, and what `GroundingTrainingArguments` holds fixed.
+FIXED = {
+    *("output_dir", "resume_from_checkpoint", "do_train", "do_eval", "do_predict"),
+    *("dataloader_drop_last", "remove_unused_columns", "dataloader_persistent_workers", "label_names"),
+}
 METRICS = ("pointing_accuracy", "attention_correctness")  # what an evaluation during training gives
 
 
@@ -25,7 +30,7 @@ class GroundingTrainingArguments(TrainingArguments):
         metric_for_best_model (`str`): Of `GroundingTrainer.evaluate`; default the pointing game.
 
     Raises:
-        ValueError: If there is nothing to train, or no such metric.
+        ValueError: If there is nothing to train, no such metric, or early stopping without evaluations.
     """
 
     halve_learning_rate_at: list[int] | None = field(default=None)
@@ -41,10 +46,9 @@ class GroundingTrainingArguments(TrainingArguments):
         self.label_names = []
         if self.num_train_epochs <= 0 and self.max_steps <= 0:
             raise ValueError(f"`num_train_epochs` must be above 0, got {self.num_train_epochs}.")
-        if self.per_device_train_batch_size < 1:
-            raise ValueError(
-                f"`per_device_train_batch_size` must be 1 or more, got {self.per_device_train_batch_size}."
-            )
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be 1 or more, got {getattr(self, name)}.")
         metric = self.metric_for_best_model or METRICS[0]
         name = metric.removeprefix("eval_")
         if name not in METRICS and not name.startswith(f"{METRICS[0]}_"):
@@ -53,6 +57,11 @@ class GroundingTrainingArguments(TrainingArguments):
                 f"got {metric!r}."
             )
         super().__post_init__()
+        if self.early_stopping_patience is not None:
+            if self.early_stopping_patience < 1:
+                raise ValueError(f"`early_stopping_patience` must be 1 or more, got {self.early_stopping_patience}.")
+            if self.eval_strategy == "no":
+                raise ValueError("`early_stopping_patience` needs evaluations; set `eval_strategy`, such as epoch.")
 
 
 class _DrawNewCaptions(TrainerCallback):

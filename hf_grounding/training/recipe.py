@@ -7,10 +7,10 @@ import difflib
 import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
-from huggingface_hub.dataclasses import strict
+from huggingface_hub.dataclasses import strict, type_validator
 from huggingface_hub.errors import StrictDataclassError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -49,6 +49,10 @@ class TextSettings:
     min_count: int = 1
     word_vectors: str | None = None  # text file "word v1 v2 ..." (.gz too) that initialises the BiLSTM's words
     encoder: str | None = None  # any AutoModel text encoder: a folder or a name on the Hub
+
+    def validate_min_count(self) -> None:
+        if self.min_count < 1:
+            raise ValueError(f"`min_count` must be 1 or more, got {self.min_count}.")
 
 
 @strict
@@ -95,21 +99,21 @@ class Recipe:
         from transformers import PreTrainedConfig
 
         from ..modeling.configuration_multilevel import MultiLevelGroundingConfig
-        from .grounding_trainer import GroundingTrainingArguments
 
         _check_keys(values, [f.name for f in fields(cls)], "recipe")
         sections = dict(values)
-        for section in fields(cls):
-            known: list[str] | None = None
-            if section.name == "model":
-                inherited = {f.name for f in fields(PreTrainedConfig)}
-                derived = {"backbone_config", "backbone_levels", "level_channels", "text_config", "vocab_size"}
-                known = [f.name for f in fields(MultiLevelGroundingConfig) if f.name not in inherited | derived]
-                known.remove("pad_token_id")
-            elif section.name == "training":
-                known = [f.name for f in fields(GroundingTrainingArguments)]
-            if known is not None:
-                _check_keys(sections.get(section.name) or {}, known, section.name)
+        not_given = {
+            "backbone_config",
+            "backbone_levels",
+            "level_channels",
+            "text_config",
+            "vocab_size",
+            "pad_token_id",
+        }
+        not_given |= {f.name for f in fields(PreTrainedConfig)}
+        model_keys = [f.name for f in fields(MultiLevelGroundingConfig) if f.name not in not_given]
+        _check_keys(sections.get("model") or {}, model_keys, "model")
+        sections["training"] = _training_settings(sections.get("training") or {})
         kinds = {
             "dataset": DatasetSettings,
             "backbone": BackboneSettings,
@@ -123,11 +127,6 @@ class Recipe:
                     sections[name] = kind(**sections[name])
                 except (TypeError, StrictDataclassError) as error:
                     raise ValueError(f"Section `{name}` of the recipe: {error}.") from error
-        # YAML 1.1 reads a bare `no` as False; strategies mean the word.
-        training = sections.get("training") or {}
-        sections["training"] = {
-            key: "no" if value is False and key.endswith("_strategy") else value for key, value in training.items()
-        }
         for required in ("description", "dataset", "backbone"):
             if required not in sections:
                 raise ValueError(f"The recipe has no `{required}`.")
@@ -162,6 +161,27 @@ class Recipe:
         (Path(folder) / RECIPE_FILE).write_text(
             yaml.safe_dump(asdict(self), sort_keys=False, width=120), encoding="utf-8"
         )
+
+
+def _training_settings(values: Any) -> dict[str, Any]:
+    """The section `training` with every value of its field's type, so that a slip shows now and not after the data."""
+    from .grounding_trainer import FIXED, GroundingTrainingArguments
+
+    types = {name: kind for name, kind in get_type_hints(GroundingTrainingArguments).items() if name not in FIXED}
+    known = [f.name for f in fields(GroundingTrainingArguments) if f.name not in FIXED]
+    _check_keys(values, known, "training")
+    settings = {}
+    for key, value in values.items():
+        if value is False and key.endswith("_strategy"):
+            value = "no"  # YAML 1.1 reads a bare `no` as False
+        if isinstance(value, int) and not isinstance(value, bool) and float in (types[key], *get_args(types[key])):
+            value = float(value)
+        try:
+            type_validator(key, value, types[key])
+        except TypeError as error:
+            raise ValueError(f"Section `training` of the recipe: {error}.") from error
+        settings[key] = value
+    return settings
 
 
 def recipes_dir() -> Path:

@@ -32,6 +32,7 @@ from ..processing.image_processing_multilevel import MultiLevelGroundingImagePro
 from ..processing.processing_multilevel import MultiLevelGroundingProcessor
 from ..processing.words import train_word_tokenizer
 from ..visualization import write_report
+from .checkpoints import check_output_dir, checkpoint_to_resume
 from .features import default_cache_dir, feature_store
 from .grounding_data import CaptionPerImage, GroundingCollator
 from .grounding_evaluation import predict_groundings, score_groundings
@@ -102,9 +103,17 @@ def train(recipe: Recipe, output_dir: str | os.PathLike, *, resume: bool = False
 
     Returns:
         What [`evaluate`] returns, with the training's seconds and curve.
+
+    Raises:
+        FileExistsError: If `output_dir` holds an earlier run, and this one does not go on with it.
     """
-    keep_freed_memory()
     output_dir = Path(output_dir)
+    checkpoint = None
+    if resume:
+        checkpoint = checkpoint_to_resume(output_dir, recipe)
+    else:
+        check_output_dir(output_dir)
+    keep_freed_memory()
     args = GroundingTrainingArguments(output_dir=str(output_dir), **recipe.training)
     set_seed(args.seed)
     train_rows = load_split(recipe, recipe.dataset.train_split)
@@ -136,12 +145,15 @@ def train(recipe: Recipe, output_dir: str | os.PathLike, *, resume: bool = False
         processing_class=processor,
         protocol=recipe.evaluation.protocol,
     )
+    if trainer.is_world_process_zero():
+        output_dir.mkdir(parents=True, exist_ok=True)
+        recipe.save(output_dir)
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=last_complete_checkpoint(output_dir) if resume else None)
+    trainer.train(resume_from_checkpoint=checkpoint)
     # Without the wrapper for mixed precision, so that `evaluate` measures the same.
     trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     if trainer.is_world_process_zero():
-        save(output_dir, trained, processor, recipe)  # before it is measured: whatever happens there, it is kept
+        save(output_dir, trained, processor)  # before it is measured: whatever happens there, it is kept
     results, predictions = _evaluate_rows(
         trained, processor, recipe, recipe.dataset.eval_split, eval_rows, eval_store, regions
     )
@@ -201,17 +213,28 @@ def evaluate(
     rows = load_split(settings, split)
     model = MultiLevelGroundingModel.from_pretrained(model_dir).to(PartialState().device)
     processor = MultiLevelGroundingProcessor.from_pretrained(model_dir)
-    bf16 = bool(settings.training.get("bf16", False))  # the features of the training
+    bf16 = bool(settings.training.get("bf16", False))  # as the features of a training with these settings
     regions_of_images = _detected_regions(settings, split)
     store = feature_store(model, processor, rows, settings.backbone.feature_dir or default_cache_dir(), bf16=bf16)
     results, predictions = _evaluate_rows(model, processor, settings, split, rows, store, regions_of_images)
     if report is not None:
         title = f"{Path(model_dir).resolve().name} on {split}: {settings.description}"
-        saved = Path(model_dir, RESULTS_FILE)
-        curve = json.loads(saved.read_text(encoding="utf-8")).get("curve") if saved.is_file() else None
-        page = build_report(title, results | {"curve": curve}, predictions, rows, asdict(settings))
+        page = build_report(
+            title, results | {"curve": _saved_curve(Path(model_dir))}, predictions, rows, asdict(settings)
+        )
         write_report(Path(report), page)
     return results
+
+
+def _saved_curve(model_dir: Path) -> list[dict[str, float]] | None:
+    path = model_dir / RESULTS_FILE
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["curve"]
+    except (ValueError, KeyError, TypeError) as error:
+        logger.warning("'%s' cannot be read (%r); the report has no training curve.", path, error)
+        return None
 
 
 def _evaluate_rows(
@@ -246,8 +269,8 @@ def _detected_regions(recipe: Recipe, split: str) -> dict[str, tuple[np.ndarray,
     return read_region_boxes(path)
 
 
-def save(output_dir: Path, model: Any, processor: Any, recipe: Recipe) -> None:
-    """Model, processor and recipe.
+def save(output_dir: Path, model: Any, processor: Any) -> None:
+    """Model and processor.
 
     They are written aside, then each file is renamed into `output_dir`, the model's weights last.
     """
@@ -255,7 +278,6 @@ def save(output_dir: Path, model: Any, processor: Any, recipe: Recipe) -> None:
     aside.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(aside)
     processor.save_pretrained(aside)
-    recipe.save(aside)
     for file in sorted(aside.iterdir(), key=lambda path: path.suffix == ".safetensors"):
         os.replace(file, output_dir / file.name)
     aside.rmdir()
@@ -274,25 +296,6 @@ def keep_freed_memory() -> None:
         return
     mallopt(trim_threshold, 2**31 - 1)
     mallopt(mmap_threshold, 2**30)
-
-
-def last_complete_checkpoint(output_dir: Path) -> str:
-    r"""The newest checkpoint whose files are all there.
-
-    `trainer_state.json` is written last: a run killed while saving has none.
-
-    Raises:
-        FileNotFoundError: If there is no complete checkpoint.
-    """
-    folders = sorted(output_dir.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    for folder in folders:
-        try:
-            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            logger.warning("'%s' is incomplete (the run ended while it was saved) and is left out.", folder)
-            continue
-        return str(folder)
-    raise FileNotFoundError(f"'{output_dir}' has no complete checkpoint to resume from; train without resuming.")
 
 
 def _below_data_root(path: str) -> str:

@@ -69,7 +69,11 @@ def test_types_are_checked_on_later_assignment_too():
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"level_channels": []}, "`level_channels` is empty; give the channels of at least one level"),
+        ({"level_channels": []}, r"`level_channels` must be the channels.* of at least one level; got \[\]"),
+        ({"level_channels": [8, 0]}, r"`level_channels` must be the channels, 1 or more"),
+        ({"gamma_1": float("nan")}, "`gamma_1` must be above 0, got nan"),
+        ({"l2_weight": float("nan")}, "`l2_weight` must be 0 or more, got nan"),
+        ({"word_layers": []}, "`word_layers` is empty; name at least one layer"),
         ({"backbone_config": MobileNetV2Config()}, "names 0 maps but `level_channels` has 4"),
         (
             {"backbone_config": MobileNetV2Config(), "backbone_levels": [1, 2]},

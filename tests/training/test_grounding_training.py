@@ -16,12 +16,13 @@ from safetensors.torch import load_file
 
 from hf_grounding import MultiLevelGroundingModel, load_grounding_dataset
 from hf_grounding.data.feature_store import FeatureStore, FeatureStoreWriter
+from hf_grounding.training.checkpoints import last_complete_checkpoint
 from hf_grounding.training.features import feature_store, read_inputs
 from hf_grounding.training.grounding_data import CaptionPerImage, GroundingCollator, mirror
 from hf_grounding.training.grounding_evaluation import box_accuracy, predict_groundings, score_groundings
 from hf_grounding.training.grounding_trainer import GroundingTrainer, GroundingTrainingArguments
 from hf_grounding.training.recipe import Recipe
-from hf_grounding.training.run import build_model, last_complete_checkpoint, load_split, train
+from hf_grounding.training.run import build_model, load_split, train
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -188,6 +189,30 @@ def test_no_complete_checkpoint_to_resume_from_is_an_error(recipe_file: Path, tm
         last_complete_checkpoint(tmp_path)
 
 
+def test_a_damaged_checkpoint_is_passed_over_and_a_run_is_not_mixed_with_another(recipe_file: Path, tmp_path: Path):
+    folder = tmp_path / "run"
+    settings = {"max_steps": "4", "save_strategy": "steps", "save_steps": "1", "load_best_model_at_end": "false"}
+    train(Recipe.load(recipe_file, settings), folder)
+    newest, *older = sorted(folder.glob("checkpoint-*"), reverse=True)
+    (folder / "checkpoint-new").mkdir()  # no number: someone's own
+    assert last_complete_checkpoint(folder) == str(newest)
+    for name in ("model.safetensors", "optimizer.pt", "scheduler.pt"):
+        whole = (newest / name).read_bytes()
+        (newest / name).write_bytes(whole[:-40])
+        assert last_complete_checkpoint(folder) == str(older[0])
+        (newest / name).write_bytes(whole)
+    (newest / "optimizer.pt").unlink()
+    assert last_complete_checkpoint(folder) == str(older[0])
+
+    with pytest.raises(FileExistsError, match="holds an earlier run"):
+        train(Recipe.load(recipe_file, settings), folder)
+    with pytest.raises(ValueError, match=r"other settings: `model.gamma_2` was .* and is 3.0; `training.seed` was"):
+        train(Recipe.load(recipe_file, settings | {"gamma_2": "3.0", "training.seed": "8"}), folder, resume=True)
+    resumed = train(Recipe.load(recipe_file, settings | {"box_rule": "union"}), folder, resume=True)
+    assert resumed["model"]["protocol"]["box_rule"] == "union"
+    assert (newest / "optimizer.pt").exists(), "the last step was taken again"
+
+
 def test_each_epoch_draws_one_caption_of_every_image_from_seed_epoch_and_image_alone():
     rows = load_grounding_dataset("scenes", split="train", num_train=12, num_val=0, num_test=0, image_size=64)
     data = CaptionPerImage(rows, seed=3, flip=True)
@@ -222,7 +247,7 @@ def test_a_batch_reads_mirrored_examples_from_the_mirrored_images(tmp_path: Path
     stores = []
     for name, sign in (("plain", 1), ("mirrored", -1)):
         with FeatureStoreWriter(tmp_path / name, ["a", "b", "c"], {"levels": [1]}) as writer:
-            writer.write(0, [sign * np.arange(1, 4, dtype=np.float16).reshape(3, 1, 1, 1)])
+            writer.write([sign * np.arange(1, 4, dtype=np.float16).reshape(3, 1, 1, 1)])
         stores.append(FeatureStore(tmp_path / name))
     examples = [
         {"image_id": image_id, "caption": image_id, "phrases": [], "size": (1, 1), "flipped": image_id == "b"}
@@ -264,7 +289,7 @@ def test_every_phrase_and_every_word_is_predicted_and_the_metrics_decide_which_c
     answered = (outputs.word_scores > 0) & inputs["word_mask"].bool()
     assert scores["levels"]["count"] == answered.sum()
     assert scores["levels"]["average"][1] == pytest.approx((outputs.word_levels[answered] == 1).float().mean().item())
-    assert scores["levels"]["sentence"]["rates"][1] == outputs.sentence_levels.float().mean().item()
+    assert scores["levels"]["sentence"]["rates"][1] == pytest.approx(outputs.sentence_levels.float().mean().item())
 
 
 def test_a_training_split_smaller_than_a_batch_is_refused_before_anything_is_computed(
