@@ -88,8 +88,7 @@ def load_grounding_dataset(
         config_kwargs: Settings of the data set: fields of `Flickr30kEntitiesConfig` or `ScenesConfig`.
 
     Raises:
-        ValueError: Unknown `name` or `split`, or (as [`AnnotationError`]) a source file that cannot be read.
-        TypeError: A setting that the data set does not have.
+        ValueError: Unknown `name`, `split` or setting, or (as [`AnnotationError`]) a source file that cannot be read.
         FileNotFoundError: No data folder, or one without a known layout.
     """
     if name not in _DATASETS:
@@ -99,12 +98,12 @@ def load_grounding_dataset(
     settings -= {field.name for field in fields(BuilderConfig)}
     for keyword in config_kwargs:
         if keyword not in settings:
-            raise TypeError(f"Data set {name!r} has no setting `{keyword}`.{_nearest(keyword, settings)}")
+            raise ValueError(f"Data set {name!r} has no setting `{keyword}`.{_nearest(keyword, settings)}")
     if default_dir is not None:
         # Absolute, because the rows keep the paths of the photos.
         config_kwargs["data_dir"] = os.path.abspath(data_dir or data_root() / default_dir)
     elif data_dir is not None:
-        raise TypeError(f"Data set {name!r} reads no files, so `data_dir` has no meaning. Leave it out.")
+        raise ValueError(f"Data set {name!r} reads no files, so `data_dir` has no meaning. Leave it out.")
     if streaming and num_proc is not None:
         raise ValueError("`num_proc` prepares a cache, which `streaming=True` does without. Give one of the two.")
 

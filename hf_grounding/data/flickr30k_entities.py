@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -17,6 +18,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import BuilderConfig, DatasetInfo, Features, GeneratorBasedBuilder, SplitGenerator, Version
 from datasets.exceptions import DatasetGenerationError
@@ -28,6 +30,7 @@ __all__ = ["Flickr30kEntities", "Flickr30kEntitiesConfig"]
 
 IMAGE_DIRS = ("images", "flickr30k-images", ".")
 PARQUET_COLUMNS = ["image_id", "original_width", "original_height", "captions", "phrases"]
+PHRASE_KEYS = list(GROUNDING_FEATURES["phrases"].feature)
 SHARD_SIZE = 256  # images; the unit that processes and streaming workers share out
 
 
@@ -66,6 +69,8 @@ class Flickr30kEntities(GeneratorBasedBuilder):
         files: dict[str, list[Path]] = {}
         for path in split_files(_data_folder(self.config)):
             files.setdefault(split_name(path), []).append(path)
+        for paths in files.values():
+            _check_parts(paths)
         return [
             SplitGenerator(
                 name=name, gen_kwargs={"ranges": [(str(path), *rows) for path in paths for rows in _ranges(path)]}
@@ -78,6 +83,7 @@ class Flickr30kEntities(GeneratorBasedBuilder):
             path, rows_of = Path(name), [(start, end) for _, start, end in group]
             rows = _parquet_rows(path, rows_of) if path.suffix == ".parquet" else _original_rows(path, rows_of)
             for row in rows:
+                _check_row(row, path)
                 image = {"path": str(self._find_image(row["image_id"], path)), "bytes": None}
                 yield row["image_id"], {**row, "image": image, "questions": []}
 
@@ -92,7 +98,6 @@ class Flickr30kEntities(GeneratorBasedBuilder):
             raise
 
     def _find_image(self, image_id: str, split_file: Path) -> Path:
-        _check_name(image_id, split_file)
         image_dirs = IMAGE_DIRS if self.config.image_dir is None else (self.config.image_dir,)
         folder = _data_folder(self.config)
         candidates = [Path(os.path.abspath(folder / image_dir / f"{image_id}.jpg")) for image_dir in image_dirs]
@@ -139,6 +144,25 @@ def split_name(path: Path) -> str:
     return match[1]
 
 
+def _check_parts(paths: list[Path]) -> None:
+    """A split is one file or all of its parts, and every image is in it once."""
+    numbers = [re.fullmatch(r"\w+-(\d+)-of-(\d+)", path.stem) for path in paths]
+    parts = [(int(match[1]), int(match[2])) for match in numbers if match]
+    is_whole = len(paths) == 1 and not parts
+    if not is_whole and parts != [(number, len(paths)) for number in range(len(paths))]:
+        raise AnnotationError(
+            f"Split '{split_name(paths[0])}' must be one file or all of its parts, got "
+            f"{', '.join(path.name for path in paths)} in '{paths[0].parent}'."
+        )
+    if paths[0].suffix != ".parquet":
+        return  # an id list checks its own ids
+    image_ids = [image_id for path in paths for image_id in _read_parquet(path, ["image_id"])["image_id"].to_pylist()]
+    repeated = [image_id for image_id, count in Counter(image_ids).items() if count > 1]
+    if repeated:
+        names = ", ".join(repr(str(path)) for path in paths)
+        raise AnnotationError(f"{names} has image {repeated[0]!r} more than once.")
+
+
 def annotation_files(folder: Path) -> list[Path]:
     """Every file that rows are made of, photos left out."""
     splits = split_files(folder)
@@ -180,16 +204,12 @@ def _image_ids(id_list: Path) -> list[str]:
 def _ranges(split_file: Path) -> list[tuple[int, int]]:
     """Row ranges (start, end) of at most `SHARD_SIZE` images that cover the split."""
     is_parquet = split_file.suffix == ".parquet"
-    num_images = pq.read_metadata(split_file).num_rows if is_parquet else len(_image_ids(split_file))
+    num_images = len(_read_parquet(split_file, ["image_id"])) if is_parquet else len(_image_ids(split_file))
     return [(start, min(start + SHARD_SIZE, num_images)) for start in range(0, num_images, SHARD_SIZE)]
 
 
 def _parquet_rows(path: Path, ranges: list[tuple[int, int]]) -> Iterator[dict[str, Any]]:
-    missing = set(PARQUET_COLUMNS) - set(pq.read_schema(path).names)
-    if missing:
-        raise AnnotationError(f"'{path}' has no column {sorted(missing)}; expected {PARQUET_COLUMNS}.")
-    table = pq.read_table(path, columns=PARQUET_COLUMNS)
-    phrase_keys = GROUNDING_FEATURES["phrases"].feature
+    table = _read_parquet(path, PARQUET_COLUMNS)
     for start, end in ranges:
         for row in table.slice(start, end - start).to_pylist():
             yield {
@@ -197,14 +217,45 @@ def _parquet_rows(path: Path, ranges: list[tuple[int, int]]) -> Iterator[dict[st
                 "width": row["original_width"],
                 "height": row["original_height"],
                 "captions": row["captions"],
-                "phrases": [{key: phrase[key] for key in phrase_keys} for phrase in row["phrases"]],
+                "phrases": [{key: (phrase or {}).get(key) for key in PHRASE_KEYS} for phrase in row["phrases"] or ()],
             }
 
 
-def _check_name(image_id: str, split_file: Path) -> None:
+def _read_parquet(path: Path, columns: list[str]) -> pa.Table:
+    try:
+        missing = set(PARQUET_COLUMNS) - set(pq.read_schema(path).names)
+        if not missing:
+            return pq.read_table(path, columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise AnnotationError(f"'{path}' cannot be read as parquet: {error}") from error
+    raise AnnotationError(f"'{path}' has no column {sorted(missing)}; expected {PARQUET_COLUMNS}.")
+
+
+def _check_name(image_id: Any, split_file: Path) -> None:
     """An image id becomes part of paths; one with folders in it would read outside the data folder."""
+    if not isinstance(image_id, str) or not image_id:
+        raise AnnotationError(f"'{split_file}' has the image id {image_id!r}; image ids are text.")
     if os.path.basename(image_id) != image_id:
         raise AnnotationError(f"'{split_file}' lists {image_id!r}, which is a path; image ids are plain names.")
+
+
+def _check_row(row: dict[str, Any], split_file: Path) -> None:
+    """What the types of a file do not say, or a parquet file of other types than ours lets through."""
+    _check_name(row["image_id"], split_file)
+    where = f"'{split_file}', image '{row['image_id']}'"
+    width, height, captions = row["width"], row["height"], row["captions"]
+    if not all(isinstance(size, int) and size > 0 for size in (width, height)):
+        raise AnnotationError(f"{where}: width and height must be whole numbers above 0, got {width!r} x {height!r}.")
+    if not captions or not all(isinstance(caption, str) and caption.strip() for caption in captions):
+        raise AnnotationError(f"{where}: expected one caption or more, none of them empty, got {captions!r}.")
+    for phrase in row["phrases"]:
+        missing = [key for key, value in phrase.items() if value is None]
+        if missing:
+            raise AnnotationError(f"{where}: a phrase has no {', '.join(missing)}; it has {phrase!r}.")
+        if not 0 <= phrase["sentence"] < len(captions):
+            raise AnnotationError(
+                f"{where}: a phrase is of sentence {phrase['sentence']}, of {len(captions)} captions."
+            )
 
 
 def _original_rows(id_list: Path, ranges: list[tuple[int, int]]) -> Iterator[dict[str, Any]]:

@@ -25,7 +25,7 @@ def read_source(path: Path) -> str:
     if len(content) > MAX_SOURCE_BYTES:
         raise AnnotationError(f"'{path}' is larger than {MAX_SOURCE_BYTES} bytes, so it is no annotation of one image.")
     try:
-        return content.decode("utf-8")
+        return content.decode("utf-8-sig")  # some editors put a byte order mark first
     except UnicodeDecodeError as error:
         raise AnnotationError(f"'{path}' must be UTF-8 text: {error}.") from error
 

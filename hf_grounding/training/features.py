@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import torch
 from datasets import Dataset, Image
 from PIL import ImageOps
@@ -69,19 +70,26 @@ def feature_store(
 
 @torch.no_grad()
 def _compute(model, processor, dataset, folder, settings, flip, bf16, batch_size) -> None:
-    images = dataset.select_columns(["image"])
     device = next(model.parameters()).device
     settings = json.loads(json.dumps(settings, default=str))
     with FeatureStoreWriter(folder, dataset["image_id"], settings) as writer:
         starts = range(0, len(dataset), batch_size)
         for start in tqdm(starts, desc="features of mirrored images" if flip else "features of images", unit="batch"):
-            photos = [ImageOps.exif_transpose(photo) for photo in images[start : start + batch_size]["image"]]
+            rows = range(start, min(start + batch_size, len(dataset)))
+            photos = [_photo(dataset, row) for row in rows]
             photos = [ImageOps.mirror(photo) for photo in photos] if flip else photos
             pixels = processor.image_processor(photos, return_tensors="pt")["pixel_values"]
             pixels = pixels.to(device, memory_format=torch.channels_last)  # convolutions on a CPU are much faster so
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 maps = model.get_feature_maps(pixels) if model.config.freeze_backbone else (pixels,)
             writer.write([level.float().movedim(1, -1).cpu().numpy() for level in maps])
+
+
+def _photo(dataset: Dataset, row: int) -> PIL.Image.Image:
+    try:
+        return ImageOps.exif_transpose(dataset[row]["image"])
+    except Exception as error:  # damaged files end in many kinds of errors: OSError, SyntaxError, struct.error, ...
+        raise ValueError(f"The photo of image '{dataset['image_id'][row]}' cannot be read: {error}") from error
 
 
 def _hash_weights(module: torch.nn.Module) -> str:

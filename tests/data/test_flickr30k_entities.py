@@ -151,6 +151,7 @@ def test_image_dir_is_relative_to_the_data_folder(load, folder):
         ("Annotations/34.xml", ANNOTATION.replace(">120<", ">0<"), r"34\.xml', object 2: expected xmin <= xmax"),
         ("Annotations/34.xml", '<!DOCTYPE a [<!ENTITY b "c">]><annotation>&b;</annotation>', r"34\.xml' declares a"),
         ("Annotations/34.xml", '<!DOCTYPE a><annotation/>'.encode("utf-16"), r"34\.xml' must be UTF-8"),
+        ("Annotations/34.xml", ANNOTATION.replace(">500<", ">0<"), r"'34': width and height must .*, got 0 x"),
         ("train.txt", "12\n34 35\n", r"train\.txt', line 2: expected one image id, got '34 35'"),
         ("train.txt", "\n", r"train\.txt' is empty"),
         ("train.txt", "12\n56\n", r"Cannot read '.*56\.xml'"),
@@ -172,6 +173,68 @@ def test_a_parquet_file_without_the_columns_is_named(load, tmp_path):
     pq.write_table(pa.table({"image_id": ["1"]}), tmp_path / "train.parquet")
     with pytest.raises(AnnotationError, match=r"train\.parquet' has no column \['captions', "):
         load(data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda row: row.update(image_id=7), r"has the image id 7; image ids are text"),
+        (lambda row: row.update(image_id=None), r"has the image id None"),
+        (lambda row: row.update(original_width=-1), r"image '12': width and height must be whole numbers above 0"),
+        (lambda row: row.update(original_height=None), r"image '12': width and height .* got 500 x None"),
+        (lambda row: row.update(captions=[]), r"image '12': expected one caption or more"),
+        (lambda row: row.update(captions=["A man .", " "]), r"image '12': expected one caption or more, none of them"),
+        (lambda row: row["phrases"][0].pop("types"), r"image '12': a phrase has no types; it has"),
+        (lambda row: row["phrases"][0].update(boxes=None), r"image '12': a phrase has no boxes"),
+        (lambda row: row["phrases"][0].update(sentence=9), r"image '12': a phrase is of sentence 9"),
+    ],
+)
+def test_a_broken_row_of_a_parquet_file_is_named(load, folder, change, message):
+    write_parquet(folder)
+    table = pq.read_table(folder / "train.parquet").to_pylist()
+    change(table[0])
+    pq.write_table(pa.Table.from_pylist(table), folder / "train.parquet")
+    with pytest.raises(AnnotationError, match=message) as caught:
+        load(split="train")
+    assert "train.parquet'" in str(caught.value)
+
+
+def test_what_is_no_parquet_file_is_named(load, folder):
+    write_parquet(folder)
+    for content in (b"", b"PAR1 and no more", (folder / "train.parquet").read_bytes()[:-20]):
+        (folder / "train.parquet").write_bytes(content)
+        with pytest.raises(AnnotationError, match=r"train\.parquet' cannot be read as parquet"):
+            load(split="train")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["train", "train-00000-of-00001"], ["train-00000-of-00002"], ["train-00000-of-00003", "train-00001-of-00003"]],
+)
+def test_parts_of_a_split_must_be_all_there_and_alone(load, folder, names):
+    write_parquet(folder)
+    content = (folder / "train.parquet").read_bytes()
+    (folder / "train.parquet").unlink()
+    for name in names:
+        (folder / f"{name}.parquet").write_bytes(content)
+    with pytest.raises(AnnotationError, match="Split 'train' must be one file or all of its parts, got train"):
+        load(split="train")
+
+
+def test_an_image_in_two_parts_is_refused(load, folder):
+    write_parquet(folder)
+    content = (folder / "train.parquet").read_bytes()
+    (folder / "train.parquet").unlink()
+    for part in range(2):
+        (folder / f"train-0000{part}-of-00002.parquet").write_bytes(content)
+    with pytest.raises(AnnotationError, match="has image '12' more than once"):
+        load(split="train")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_word(load, folder):
+    path = folder / "Sentences" / "12.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load(split="train")[0]["captions"] == EXPECTED_CAPTIONS
 
 
 def test_a_folder_of_neither_layout_is_refused(load, folder, tmp_path):
@@ -226,8 +289,9 @@ def test_two_processes_give_the_rows_of_one_in_order(load, folder, monkeypatch, 
         (folder / name.format(56)).write_bytes((folder / name.format(12)).read_bytes())
     if layout == "parquet":
         write_parquet(folder)
-        table = pq.read_table(folder / "train.parquet")
-        pq.write_table(pa.concat_tables([table] * 3), folder / "train.parquet")
+        (row,) = pq.read_table(folder / "train.parquet").to_pylist()
+        three = [row | {"image_id": image_id} for image_id in ("12", "34", "56")]
+        pq.write_table(pa.Table.from_pylist(three), folder / "train.parquet")
     expected = rows(load(split="train"))
     monkeypatch.setattr("hf_grounding.data.flickr30k_entities.SHARD_SIZE", 1)
     assert load(split="train", streaming=True).num_shards == 3

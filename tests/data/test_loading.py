@@ -19,12 +19,12 @@ def test_an_unknown_name_answers_with_the_nearest():
     "name, keyword, nearest", [("scenes", "num_trian", "num_train"), ("flickr30k_entities", "images_dir", "image_dir")]
 )
 def test_an_unknown_setting_answers_with_the_nearest(name, keyword, nearest):
-    with pytest.raises(TypeError, match=f"has no setting `{keyword}`. Did you mean '{nearest}'"):
+    with pytest.raises(ValueError, match=f"has no setting `{keyword}`. Did you mean '{nearest}'"):
         load_grounding_dataset(name, **{keyword: 3})
 
 
 def test_settings_without_effect_are_refused():
-    with pytest.raises(TypeError, match="'scenes' reads no files"):
+    with pytest.raises(ValueError, match="'scenes' reads no files"):
         load_grounding_dataset("scenes", data_dir="somewhere")
     with pytest.raises(ValueError, match="`num_proc` prepares a cache"):
         load_grounding_dataset("scenes", streaming=True, num_proc=2)
