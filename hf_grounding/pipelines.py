@@ -6,13 +6,13 @@ The task joins transformers' registry once both `hf_grounding` and `transformers
 import os
 from typing import Any
 
-import numpy as np
 from PIL import Image, ImageOps
 from transformers import AutoModelForZeroShotObjectDetection
 from transformers.image_utils import load_image
 from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 
 from .processing.grounding import Grounding
+from .processing.image_processing_multilevel import eight_bits
 from .processing.words import parse_brackets
 
 TASK = "phrase-grounding"
@@ -76,6 +76,8 @@ class PhraseGroundingPipeline(Pipeline):
             raise ValueError(
                 f"Got {len(images)} photos but {len(texts)} texts; give one text for each photo, or one for all."
             )
+        if not images:
+            return []
         return super().__call__([{"image": one, "text": its} for one, its in zip(images, texts, strict=True)], **kwargs)
 
     def _sanitize_parameters(
@@ -134,8 +136,8 @@ def load_photo(image: Any, timeout: float | None = None) -> Image.Image:
     name = f"'{source[:200]}'" if isinstance(source, str) else f"The photo ({type(source).__name__})"
     try:
         photo = Image.open(source) if is_file else source
-        if isinstance(photo, Image.Image) and photo.mode.startswith("I;16"):  # PIL would clip at 255 instead of scaling
-            photo = Image.fromarray((np.asarray(ImageOps.exif_transpose(photo)) >> 8).astype(np.uint8))
+        if isinstance(photo, Image.Image):
+            photo = eight_bits(ImageOps.exif_transpose(photo))
         return load_image(photo, timeout=timeout)
     except Image.DecompressionBombError as error:
         raise ValueError(

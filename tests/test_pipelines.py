@@ -169,6 +169,20 @@ def test_photos_of_every_mode_become_rgb(pipe, mode, tmp_path):
     assert pipe(photo, "a man")[0].point is not None
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_a_photo_of_32_bit_pixels_is_refused_and_not_clipped(tmp_path, dtype):
+    path = tmp_path / "depth.tiff"
+    Image.fromarray(np.linspace(0, 60000, 60).reshape(6, 10).astype(dtype)).save(path)
+    with pytest.raises(ValueError, match=r"depth\.tiff' cannot be read .*32-bit numbers .* save it with 8 or 16 bits"):
+        load_photo(path)
+
+
+def test_no_photos_and_no_texts_give_no_groundings(pipe, photo):
+    assert pipe([], []) == []
+    assert pipe(photo, []) == []
+    assert pipe([], "a man") == []
+
+
 def test_a_photo_larger_than_pil_opens_is_refused_with_what_to_do(tmp_path, monkeypatch):
     noise(90, 60).save(tmp_path / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+from tqdm import tqdm
 
 if TYPE_CHECKING:
     from ..visualization import Table
@@ -58,6 +59,8 @@ def _message(error: Exception) -> str:
 
 
 def _complain(text: str) -> None:
+    for bar in list(getattr(tqdm, "_instances", ())):  # one left open would share its line with the message
+        bar.close()
     typer.secho(text, fg=typer.colors.RED, err=True)
 
 

@@ -37,8 +37,13 @@ def read_region_boxes(path: str | os.PathLike) -> dict[str, tuple[np.ndarray, np
     if missing:
         raise ValueError(f"'{path}' has no array {missing}; a file of regions holds {list(_ARRAYS)}.")
     image_ids, offsets, boxes, class_probs = (arrays[name] for name in _ARRAYS)
+    if image_ids.dtype.kind == "S":
+        image_ids = np.char.decode(image_ids, "utf-8")
+    numbers = offsets.dtype.kind in "iu" and boxes.dtype.kind in "iuf" and class_probs.dtype.kind in "iuf"
     fits = (
-        offsets.shape == (len(image_ids) + 1,)
+        numbers
+        and image_ids.ndim == 1
+        and offsets.shape == (len(image_ids) + 1,)
         and offsets[0] == 0
         and (np.diff(offsets) >= 0).all()
         and boxes.shape == (offsets[-1], 4)
@@ -46,7 +51,7 @@ def read_region_boxes(path: str | os.PathLike) -> dict[str, tuple[np.ndarray, np
         and class_probs.ndim == 2
     )
     if not fits:
-        shapes = ", ".join(f"`{name}` {array.shape}" for name, array in arrays.items())
+        shapes = ", ".join(f"`{name}` {array.dtype} {array.shape}" for name, array in arrays.items())
         raise ValueError(
             f"The arrays of '{path}' do not belong together: {shapes}, `offsets` from 0 up to all regions."
         )

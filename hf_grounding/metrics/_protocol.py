@@ -72,6 +72,8 @@ def read_queries(
         raise ValueError(f"`skip_categories` must be a list of names, got the string {skip_categories!r}; use [...].")
     sizes = read_image_sizes(image_sizes)
     same_length(boxes=boxes, image_sizes=sizes, categories=categories, image_ids=image_ids)
+    if image_ids is not None and any(image_id is None for image_id in image_ids):
+        raise ValueError("`image_ids` must be the id of each query's image; some are None. Leave the argument out.")
     members = read_categories(categories)
 
     flat, owner = _flatten_boxes(boxes)

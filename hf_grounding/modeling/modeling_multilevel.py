@@ -447,8 +447,8 @@ class MultiLevelGroundingModel(MultiLevelGroundingPreTrainedModel):
             weights = torch.cat([shares.transpose(1, 2).flatten(2, 3), weights[:, :, -num_captions:]], dim=2)
         similarity, scores = attended_similarity(weights, cosines, gram)  # (images, L, words + captions)
         best, _ = self.choose_level(scores[..., :-num_captions], config.word_level)
-        word_scores = best.new_zeros(regions.shape[0], *counted.shape)
-        word_scores[:, asked] = best
+        # Not by an index, which `torch.compile` cannot take.
+        word_scores = best.new_zeros(regions.shape[0], *counted.shape).masked_scatter(asked, best)
         sentence_scores = (scores if config.normalize_sentence_attended else similarity)[..., -num_captions:]
         return word_scores, self.choose_level(sentence_scores, config.sentence_level)[0]
 

@@ -28,9 +28,23 @@ class MultiLevelGroundingImageProcessorPil(PilBackend):
     model_input_names = ["pixel_values"]
 
     def convert_to_rgb(self, image: Any, **kwargs: Any) -> np.ndarray:
-        if isinstance(image, Image.Image) and image.mode.startswith("I;16"):  # PIL would clip at 255 instead of scaling
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        return super().convert_to_rgb(image, **kwargs)
+        return super().convert_to_rgb(eight_bits(image) if isinstance(image, Image.Image) else image, **kwargs)
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    r"""The image with at most 8 bits a channel: PIL would clip the values of others at 255 instead of scaling them.
+
+    Raises:
+        ValueError: If its pixels are 32-bit integers above 255 or fractions, whose range is not known.
+    """
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode == "F" or (image.mode == "I" and np.abs(np.asarray(image)).max() > 255):
+        raise ValueError(
+            f"its pixels are 32-bit numbers (mode {image.mode!r}), and how bright they are is not known; save it with "
+            "8 or 16 bits a channel."
+        )
+    return image
 
 
 __all__ = ["MultiLevelGroundingImageProcessorPil"]

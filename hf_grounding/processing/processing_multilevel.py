@@ -1,5 +1,6 @@
 """Photos, captions and phrases -> tensors of `MultiLevelGroundingModel`, and its outputs -> `Grounding`s in pixels."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -29,8 +30,7 @@ class MultiLevelGroundingProcessor(ProcessorMixin):
     def __init__(
         self, image_processor=None, tokenizer=None, grid_size: int = 18, query_heatmap: str = "auto", **kwargs
     ):
-        if query_heatmap not in QUERY_HEATMAPS:
-            raise ValueError(f"`query_heatmap` must be one of {QUERY_HEATMAPS}, got {query_heatmap!r}.")
+        _check_query_heatmap(query_heatmap)
         self.grid_size = grid_size
         self.query_heatmap = query_heatmap
         super().__init__(image_processor, tokenizer, **kwargs)
@@ -102,7 +102,7 @@ class MultiLevelGroundingProcessor(ProcessorMixin):
             raise ValueError(
                 f"`phrases` has {len(raw)} entries for {len(captions)} captions; give a list of phrases for each."
             )
-        if any(isinstance(row, str) for row in raw):
+        if not all(isinstance(row, list | tuple) for row in raw):
             raise ValueError(f"`phrases` must be a list of phrases for each caption, such as [['a man']]; got {raw!r}.")
         spans = [[as_phrase(value, caption) for value in row] for row, caption in zip(raw, captions, strict=True)]
         always = {"return_offsets_mapping": True, "return_token_type_ids": False, "return_tensors": "pt"}
@@ -131,7 +131,8 @@ class MultiLevelGroundingProcessor(ProcessorMixin):
                 "give (height, width) for each."
             )
         masks = torch.zeros(len(phrases), num_phrases, self.grid_size, self.grid_size)
-        for i, (row, (height, width)) in enumerate(zip(phrases, target_sizes, strict=True)):
+        for i, (row, size) in enumerate(zip(phrases, target_sizes, strict=True)):
+            height, width = _check_size(size)
             for j, phrase in enumerate(row):
                 if not isinstance(phrase, dict) or "boxes" not in phrase:
                     raise ValueError(
@@ -158,8 +159,7 @@ class MultiLevelGroundingProcessor(ProcessorMixin):
             For each caption heatmaps (phrases, M, M) and scores (phrases,): the mean R_t of the words, or R_s.
         """
         query_heatmap = query_heatmap or self.query_heatmap
-        if query_heatmap not in QUERY_HEATMAPS:
-            raise ValueError(f"`query_heatmap` must be one of {QUERY_HEATMAPS}, got {query_heatmap!r}.")
+        _check_query_heatmap(query_heatmap)
         num_words = inputs["word_mask"].sum(dim=1)
         results = []
         for caption, phrases in enumerate(inputs["phrases"]):
@@ -201,11 +201,30 @@ class MultiLevelGroundingProcessor(ProcessorMixin):
                 f"`target_sizes` has {len(target_sizes)} entries for {max(image_index) + 1} images; "
                 "give (height, width) of each."
             )
+        for size in target_sizes:
+            _check_size(size)
+        if not 0 < box_threshold <= 1:
+            raise ValueError(f"`box_threshold` is a share of the peak in (0, 1], got {box_threshold}.")
         heatmaps = self.phrase_heatmaps(outputs, inputs, query_heatmap)
         return [
             _groundings(row, *maps, target_sizes[image], box_threshold)
             for row, maps, image in zip(phrases, heatmaps, image_index, strict=True)
         ]
+
+
+def _check_query_heatmap(name: str) -> None:
+    if name not in QUERY_HEATMAPS:
+        raise ValueError(f"`query_heatmap` must be one of {QUERY_HEATMAPS}, got {name!r}.")
+
+
+def _check_size(size: Any) -> tuple[int, int]:
+    try:
+        height, width = (int(side) for side in size)
+    except (TypeError, ValueError):
+        height = width = 0
+    if min(height, width) < 1:
+        raise ValueError(f"`target_sizes` must be (height, width) in pixels, 1 or more, got {size!r}.")
+    return height, width
 
 
 def _groundings(
@@ -231,6 +250,8 @@ def _groundings(
 
 def _flatten_captions(text: str | list[str] | list[list[str]]) -> tuple[list[str], torch.Tensor | None]:
     """Flat captions and, for nested ones, the image of each. Empty captions and images without any are refused."""
+    if not isinstance(text, Iterable):
+        raise ValueError(f"`text` must be a caption, a list of captions, or a list of lists of them; got {text!r}.")
     rows: list[Any] = [text] if isinstance(text, str) else list(text)
     nested = bool(rows) and isinstance(rows[0], list | tuple)
     if nested and not all(isinstance(row, list | tuple) for row in rows):
@@ -255,6 +276,11 @@ def _flatten_captions(text: str | list[str] | list[list[str]]) -> tuple[list[str
 
 def _finite_maps(feature_maps: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     maps = tuple(torch.as_tensor(feature_map) for feature_map in feature_maps)
+    if not maps or len({len(feature_map) for feature_map in maps}) > 1:
+        raise ValueError(
+            "`feature_maps` must be one map for each level, all of the same images; got shapes "
+            f"{[tuple(feature_map.shape) for feature_map in maps]}."
+        )
     for level, feature_map in enumerate(maps):
         if feature_map.ndim != 4:
             raise ValueError(

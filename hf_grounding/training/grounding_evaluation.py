@@ -195,7 +195,12 @@ def box_accuracy(predicted: list, boxes: list[list]) -> dict[str, float]:
 
     Returns:
         `dict` with "box_accuracy" in [0, 1] and "count".
+
+    Raises:
+        ValueError: If there are no phrases, or not as many lists of boxes.
     """
+    if not predicted:
+        raise ValueError("There is nothing to score: `predicted` is empty.")
     hits = []
     for box, its_boxes in zip(np.array(predicted, dtype=float), boxes, strict=True):
         truth = np.asarray(its_boxes, dtype=float)

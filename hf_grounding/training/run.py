@@ -10,7 +10,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -118,7 +118,9 @@ def train(recipe: Recipe, output_dir: str | os.PathLike, *, resume: bool = False
     set_seed(args.seed)
     train_rows = load_split(recipe, recipe.dataset.train_split)
     eval_rows = load_split(recipe, recipe.dataset.eval_split)
-    regions = _detected_regions(recipe, recipe.dataset.eval_split)  # a broken file must not cost a training
+    regions = _detected_regions(
+        recipe, recipe.dataset.eval_split, eval_rows["image_id"]
+    )  # a broken file must not cost a training
     batch_size = args.train_batch_size * args.world_size
     if len(train_rows) < batch_size:
         raise ValueError(
@@ -214,7 +216,7 @@ def evaluate(
     model = MultiLevelGroundingModel.from_pretrained(model_dir).to(PartialState().device)
     processor = MultiLevelGroundingProcessor.from_pretrained(model_dir)
     bf16 = bool(settings.training.get("bf16", False))  # as the features of a training with these settings
-    regions_of_images = _detected_regions(settings, split)
+    regions_of_images = _detected_regions(settings, split, rows["image_id"])
     store = feature_store(model, processor, rows, settings.backbone.feature_dir or default_cache_dir(), bf16=bf16)
     results, predictions = _evaluate_rows(model, processor, settings, split, rows, store, regions_of_images)
     if report is not None:
@@ -259,14 +261,24 @@ def _evaluate_rows(
     return scores, predictions
 
 
-def _detected_regions(recipe: Recipe, split: str) -> dict[str, tuple[np.ndarray, np.ndarray]] | None:
+def _detected_regions(
+    recipe: Recipe, split: str, image_ids: Sequence[str]
+) -> dict[str, tuple[np.ndarray, np.ndarray]] | None:
     if recipe.evaluation.regions is None:
         return None
-    path = Path(_below_data_root(recipe.evaluation.regions.replace("{split}", split.partition("[")[0])))
-    if not path.exists():
-        logger.warning("No file of regions '%s': the most confident region is not among the baselines.", path)
-        return None
-    return read_region_boxes(path)
+    regions: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for name in dict.fromkeys(part.partition("[")[0].strip() for part in split.split("+")):
+        path = Path(_below_data_root(recipe.evaluation.regions.replace("{split}", name)))
+        if not path.exists():
+            logger.warning("No file of regions '%s': the most confident region is not among the baselines.", path)
+            return None
+        regions |= read_region_boxes(path)
+    without = [image_id for image_id in image_ids if image_id not in regions]
+    if len(without) == len(image_ids):
+        raise ValueError(f"'{path}' has regions of none of the images of '{split}', such as '{without[0]}'.")
+    if without:
+        logger.warning("No regions of %d images, such as '%s': misses of that baseline.", len(without), without[0])
+    return regions
 
 
 def save(output_dir: Path, model: Any, processor: Any) -> None:

@@ -23,16 +23,26 @@ def test_every_image_gets_its_boxes_and_their_largest_class_probability(tmp_path
     assert regions["9"][1].tolist() == pytest.approx([0.4])
 
 
+def test_image_ids_may_be_bytes(tmp_path):
+    np.savez(tmp_path / "regions.npz", **(GOOD | {"image_ids": np.array([b"7", b"9"])}))
+    assert list(read_region_boxes(tmp_path / "regions.npz")) == ["7", "9"]
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
         ({"boxes": None}, r"has no array \['boxes'\]"),
-        ({"offsets": np.array([0, 2, 4])}, r"do not belong together: .*`offsets` \(3,\), `boxes` \(3, 4\)"),
+        (
+            {"offsets": np.array([0, 2, 4])},
+            r"do not belong together: .*`offsets` int64 \(3,\), `boxes` float32 \(3, 4\)",
+        ),
         ({"offsets": np.array([0, 3, 2])}, "do not belong together"),
         ({"image_ids": np.array([7])}, "do not belong together"),
         ({"class_probs": np.zeros((2, 2))}, "do not belong together"),
+        ({"boxes": GOOD["boxes"].astype(str)}, r"do not belong together: .*`boxes` <U\d+ \(3, 4\)"),
+        ({"image_ids": np.array([[7], [9]])}, "do not belong together"),
     ],
-    ids=["missing", "too far", "backwards", "too few", "other length"],
+    ids=["missing", "too far", "backwards", "too few", "other length", "text", "table of ids"],
 )
 def test_arrays_that_do_not_fit_are_named(tmp_path, change, message):
     arrays = {name: value for name, value in (GOOD | change).items() if value is not None}

@@ -181,6 +181,7 @@ BOX = [[0, 0, 10, 10]]
         ({"points": [(1, 1)]}, "`points` 1, `boxes` 2"),
         ({"categories": [["people"]]}, "`boxes` 2, `image_sizes` 2, `categories` 1"),
         ({"image_ids": ["a", "b", "c"]}, "`image_ids` 3"),
+        ({"image_ids": ["a", None]}, "`image_ids` must be .* some are None"),
         ({"points": [1, 1]}, r"`points` must have shape \(n, 2\).*got \(2,\)"),
         ({"boxes": [BOX, [[9, 0, 1, 1]]]}, r"row 1 has \[9.0, 0.0, 1.0, 1.0\].*xywh"),
         ({"boxes": [BOX, [[0, 0, math.nan, 1]]]}, "row 1 has"),

@@ -149,12 +149,35 @@ def test_without_target_sizes_there_are_no_box_masks():
 # Errors
 
 
+@pytest.mark.parametrize("size", [(0, 0), (5, -1), None, (3,), ("a", "b")])
+def test_sizes_that_are_none_are_refused(size):
+    processor = make_processor()
+    inputs = processor(text=["a man", "two dogs"])
+    with pytest.raises(ValueError, match=r"`target_sizes` must be \(height, width\) in pixels, 1 or more, got"):
+        processor.post_process_grounding(made_up_outputs(), inputs, [(5, 5), size])
+
+
+@pytest.mark.parametrize("threshold", [0, -1, 1.5, float("nan")])
+def test_a_box_threshold_is_a_share(threshold):
+    processor = make_processor()
+    inputs = processor(text=["a man", "two dogs"])
+    with pytest.raises(ValueError, match=r"`box_threshold` is a share of the peak in \(0, 1\], got"):
+        processor.post_process_grounding(made_up_outputs(), inputs, [(5, 5)] * 2, box_threshold=threshold)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
         ({"text": ["a man", "  "]}, "Caption 1 is empty; every caption needs at least one word"),
         ({"text": ""}, "Caption 0 is empty"),
         ({"text": []}, "`text` is empty; give a caption"),
+        ({"text": 5}, "`text` must be a caption, .* got 5"),
+        ({"text": "a man", "phrases": [None]}, "`phrases` must be a list of phrases for each caption"),
+        ({"text": "a man", "feature_maps": ()}, r"`feature_maps` must be one map for each level.* got shapes \[\]"),
+        (
+            {"text": "a man", "feature_maps": (torch.zeros(1, 3, 4, 4), torch.zeros(2, 3, 4, 4))},
+            r"all of the same images; got shapes \[\(1, 3, 4, 4\), \(2, 3, 4, 4\)\]",
+        ),
         ({"text": [3]}, "`text` must hold strings, .* entry 0 is 3"),
         ({"text": ["a", ["b"]]}, r"`text` must hold strings, .* entry 1 is \['b'\]"),
         ({"text": [["a"], []]}, "Image 1 has no captions in `text`; give it at least one, or leave the image out"),
@@ -206,6 +229,7 @@ def test_what_is_no_image_is_refused_by_what_it_is(images, named):
         (data_phrase(0, 2, [0, 3, 4, 2]), [(9, 9)], "xyxy with x1 <= x2 and y1 <= y2"),
         (data_phrase(0, 2, [0, 0, 4]), [(9, 9)], "xyxy with x1 <= x2 and y1 <= y2"),
         (data_phrase(0, 2, [0, 0, torch.nan, 1]), [(9, 9)], "xyxy with x1 <= x2 and y1 <= y2"),
+        (data_phrase(0, 2, [0, 0, 4, 4]), [(9, 0)], r"must be \(height, width\) in pixels, 1 or more, got \(9, 0\)"),
         (data_phrase(0, 2, [0, 0, 4, 4]), [(9, 9)] * 2, r"`target_sizes` has 2 entries for 1 captions; give \(height"),
     ],
 )
