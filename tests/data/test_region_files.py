@@ -34,7 +34,7 @@ def test_image_ids_may_be_bytes(tmp_path):
         ({"boxes": None}, r"has no array \['boxes'\]"),
         (
             {"offsets": np.array([0, 2, 4])},
-            r"do not belong together: .*`offsets` int64 \(3,\), `boxes` float32 \(3, 4\)",
+            r"together: .*`offsets` int64 \(3,\), `boxes` float32 \(3, 4\)",
         ),
         ({"offsets": np.array([0, 3, 2])}, "do not belong together"),
         ({"image_ids": np.array([7])}, "do not belong together"),
