@@ -1,0 +1,242 @@
+"""Does a generated caption say what people agree on? CIDEr-D of Vedantam et al. (CVPR 2015), also as a reward."""
+
+from __future__ import annotations
+
+import os
+import warnings
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ._captions import Caption, Ngrams, Tokens, count_ngrams, read_captions, read_references, tokens_of
+from ._protocol import check_choice
+
+SIGMA = 6.0  # of the length penalty, in words
+VARIANTS = ("cider_d", "cider")
+
+
+class DocumentFrequencies:
+    r"""In how many images each n-gram of reference captions is: the weights of CIDEr.
+
+    Args:
+        ngrams ([`Ngrams`]): The n-grams.
+        counts (`np.ndarray` of shape `(len(ngrams),)`): Images of each.
+        num_images (`int`): Images in all.
+    """
+
+    def __init__(self, ngrams: Ngrams, counts: np.ndarray, num_images: int):
+        self.ngrams = ngrams
+        self.counts = counts
+        self.num_images = num_images
+
+    @classmethod
+    def of(cls, references: Sequence[Sequence[Caption]]) -> DocumentFrequencies:
+        """Of the reference captions of each image, e.g. of the column `captions` of a data set."""
+        return CiderScorer(references).frequencies
+
+    def weights(self, ngrams: Ngrams) -> np.ndarray:
+        """log(images / images that have it) of other n-grams, (len(ngrams),); one that is unknown counts once."""
+        at = self.ngrams.find(ngrams)
+        counts = np.where(at < 0, 0, self.counts[at]) if len(self.counts) else np.zeros(len(at))
+        return np.log(self.num_images) - np.log(np.maximum(1, counts))
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes a plain `.npz` file, aside and renamed: tokens, keys of the n-grams, counts."""
+        path = Path(path)
+        tokens = list(self.ngrams.vocabulary)
+        if len({type(token) for token in tokens}) > 1 or not isinstance(tokens[0], str | int):
+            raise ValueError("Only frequencies of tokens that are all texts or all whole numbers can be saved.")
+        aside = path.with_name(f".part-{path.name}")
+        arrays: dict[str, Any] = {f"keys_{length}": keys for length, keys in enumerate(self.ngrams.keys, start=2)}
+        arrays |= {"tokens": np.array(tokens), "counts": self.counts, "num_images": np.array(self.num_images)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(aside, "wb") as file:
+                np.savez_compressed(file, **arrays)
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> DocumentFrequencies:
+        r"""Reads what `save` wrote.
+
+        Raises:
+            FileNotFoundError: No such file.
+            ValueError: It is no such file, or is cut off.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                tokens, counts, num_images = file["tokens"].tolist(), file["counts"], int(file["num_images"])
+                keys = [file[f"keys_{length}"] for length in (2, 3, 4)]
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+            raise ValueError(f"'{path}' cannot be read as document frequencies ({error}).") from error
+        ngrams = Ngrams({token: number for number, token in enumerate(tokens)}, keys)
+        if counts.shape != (len(ngrams),):
+            raise ValueError(f"'{path}' has {counts.shape} counts for {len(ngrams)} n-grams; it is damaged.")
+        return cls(ngrams, counts, num_images)
+
+
+class CiderScorer:
+    r"""References prepared once, to score many sets of captions against them: rewards of a training, or a corpus.
+
+        >>> scorer = CiderScorer(references, df="train_frequencies.npz")
+        >>> rewards = scorer(sampled_captions, images)  # (len(sampled_captions),)
+
+    Args:
+        references: For each image its captions, one or more: text, tokenised by `ptb_tokenize`, or tokens (words or
+            ids), taken as they are.
+        df (`DocumentFrequencies` or path, *optional*): Weights of the n-grams, e.g. of the training captions. Default:
+            of `references`.
+        variant (`str`): "cider_d", what is called CIDEr in papers that use the COCO toolkit; "cider", without clipping
+            and length penalty.
+
+    Raises:
+        ValueError: As in `bleu`; warns if the weights are those of one image, as then every score is 0.
+    """
+
+    def __init__(
+        self,
+        references: Sequence[Sequence[Caption]],
+        *,
+        df: DocumentFrequencies | str | os.PathLike | None = None,
+        variant: Literal["cider_d", "cider"] = "cider_d",
+    ):
+        check_choice("variant", variant, VARIANTS)
+        self._prepare(read_references(references), df, variant)
+
+    def _prepare(self, references: list[list[Tokens]], df: Any, variant: str) -> None:
+        self.variant = variant
+        captions_of_image = np.fromiter(map(len, references), np.int64, len(references))
+        self.first_caption = np.concatenate([[0], captions_of_image.cumsum()])
+        self.ngrams, self.counts = count_ngrams([caption for captions in references for caption in captions])
+        if df is None:
+            image = np.repeat(np.arange(len(references)), captions_of_image)
+            documents = self.counts.documents(image, len(self.ngrams)) if len(self.ngrams) else np.zeros(0)
+            self.frequencies = DocumentFrequencies(self.ngrams, documents, len(references))
+        else:
+            self.frequencies = df if isinstance(df, DocumentFrequencies) else DocumentFrequencies.load(df)
+        if self.frequencies.num_images == 1:
+            warnings.warn(
+                "CIDEr weighs n-grams by how rare they are among images: with the references of one image every score "
+                "is 0. Give more images, or document frequencies of a larger set (`df`).",
+                stacklevel=4,
+            )
+        self.weights = self.frequencies.weights(self.ngrams)
+        self.lengths = self.ngrams.length
+        self.norms = _norms(self.counts.caption, self.counts, self.ngrams, self.weights)
+
+    def __call__(self, predictions: Sequence[Caption], images: Sequence[int] | None = None) -> np.ndarray:
+        r"""Score of each caption.
+
+        Args:
+            predictions: Captions as in `references`.
+            images (one `int` per caption, *optional*): Whose references, as position in `references`; by default the
+                captions are those of all images in order.
+
+        Returns:
+            `np.ndarray` of shape `(len(predictions),)`: 10 for a caption equal to its only reference.
+
+        Raises:
+            ValueError: If there are not as many images as captions, or an index is no image.
+        """
+        read = [tokens_of(caption, f"Prediction {row}") for row, caption in enumerate(predictions)]
+        return self._score(read, images)
+
+    def _score(self, predictions: list[Tokens], images: Sequence[int] | None) -> np.ndarray:
+        num_images = len(self.first_caption) - 1
+        image = np.arange(num_images) if images is None else np.asarray(images, dtype=np.int64)
+        if len(image) != len(predictions):
+            raise ValueError(f"Got {len(predictions)} predictions for {len(image)} images; give one image for each.")
+        if len(image) and not 0 <= image.min() <= image.max() < num_images:
+            raise ValueError(f"`images` must be positions in the references (0 to {num_images - 1}), got {images}.")
+        ngrams, counts = count_ngrams(predictions)
+        weights = self.frequencies.weights(ngrams)
+        norms = _norms(counts.caption, counts, ngrams, weights)
+
+        # Every prediction beside each of its references: `pair` numbers them.
+        num_references = np.diff(self.first_caption)[image]
+        pair_prediction = np.repeat(np.arange(len(image)), num_references)
+        pair_caption = _ranges(self.first_caption[image], num_references)
+        # Rows of the references of every pair, and the row of the prediction with the same n-gram.
+        num_rows = np.diff(self.counts.offsets)[pair_caption]
+        rows = _ranges(self.counts.offsets[pair_caption], num_rows)
+        pair = np.repeat(np.arange(len(pair_caption)), num_rows)
+        number = np.full(len(self.ngrams) + 1, -1)  # here, of an n-gram of the references
+        known = self.ngrams.find(ngrams)
+        number[known] = np.arange(len(known))
+        number[-1] = -1
+        number = number[self.counts.ngram[rows]]
+        key = pair_prediction[pair] * np.int64(max(1, len(ngrams))) + number
+        own = counts.caption * np.int64(max(1, len(ngrams))) + counts.ngram
+        at = np.searchsorted(own, key).clip(max=max(0, len(own) - 1))
+        shared = (number >= 0) & (own[at] == key) if len(own) else np.zeros(len(key), dtype=bool)
+        rows, pair, at = rows[shared], pair[shared], at[shared]
+
+        reference = self.counts.count[rows] * self.weights[self.counts.ngram[rows]]
+        prediction = counts.count[at] * weights[counts.ngram[at]]
+        if self.variant == "cider_d":
+            prediction = np.minimum(prediction, reference)
+        length = self.lengths[self.counts.ngram[rows]]
+        products = np.bincount(pair * 4 + length, prediction * reference, minlength=4 * len(pair_caption)).reshape(
+            -1, 4
+        )
+        both = norms[pair_prediction] * self.norms[pair_caption]
+        cosines = np.divide(products, both, out=products, where=both != 0)
+        if self.variant == "cider_d":
+            # The toolkit takes the number of pairs for the length.
+            num_pairs = np.maximum(0, counts.num_words - 1)[pair_prediction]
+            delta = num_pairs - np.maximum(0, self.counts.num_words - 1)[pair_caption]
+            cosines *= np.exp(-(delta**2) / (2 * SIGMA**2))[:, None]
+        return 10 * np.bincount(pair_prediction, cosines.mean(axis=1), minlength=len(image)) / num_references
+
+
+def cider(
+    predictions: Sequence[Caption],
+    references: Sequence[Sequence[Caption]],
+    *,
+    df: DocumentFrequencies | str | os.PathLike | None = None,
+    variant: Literal["cider_d", "cider"] = "cider_d",
+) -> dict[str, Any]:
+    r"""CIDEr-D, which the COCO toolkit prints as CIDEr: n-grams weighed by their rarity, compared by their cosine.
+
+    Args:
+        predictions, references: As in `bleu`.
+        df, variant: As in [`CiderScorer`], which is the faster way to score many sets against the same references.
+
+    Returns:
+        `dict` with the variant's name in [0, 10], the mean over images, "per_image" and "count".
+
+    Raises:
+        ValueError: As in `bleu`; warns if the weights are those of one image.
+    """
+    check_choice("variant", variant, VARIANTS)
+    return cider_of_tokens(*read_captions(predictions, references), df=df, variant=variant)
+
+
+def cider_of_tokens(
+    predictions: list[Tokens], references: list[list[Tokens]], *, df: Any = None, variant: str = "cider_d"
+) -> dict[str, Any]:
+    """`cider` of captions read by `read_captions`."""
+    scorer = CiderScorer.__new__(CiderScorer)
+    scorer._prepare(references, df, variant)
+    scores = scorer._score(predictions, None)
+    return {variant: float(scores.mean()), "per_image": scores.tolist(), "count": len(scores)}
+
+
+def _norms(caption: np.ndarray, counts: Any, ngrams: Ngrams, weights: np.ndarray) -> np.ndarray:
+    """Length of the vector of every caption, for each length of n-grams: (captions, 4)."""
+    squares = (counts.count * weights[counts.ngram]) ** 2
+    sums = np.bincount(caption * 4 + ngrams.length[counts.ngram], squares, minlength=4 * len(counts.num_words))
+    return np.sqrt(sums).reshape(-1, 4)
+
+
+def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """starts[0], starts[0] + 1, ... (lengths[0] of them), then those from starts[1], ..."""
+    ends = lengths.cumsum()
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
