@@ -77,6 +77,7 @@ def test_worked_example_of_the_two_modes():
         ([5, 5, 14, 14], 0.0),  # 25 / 175
         ([0, 0, 9, 19], 0.0),  # 100 / 200
         ([0, 0, 9, 18], 1.0),  # 100 / 190
+        ([20, 20, 29, 29], 0.0),  # apart in both directions
         ([10, 0, 19, 9], 0.0),  # side by side, nothing shared
         ([40, 40, 49, 49], 0.0),
     ],
@@ -88,9 +89,9 @@ def test_worked_example_of_the_iou_rule(box, hit):
 
 
 def test_a_single_pixel_is_never_right():
-    pixel, line = [3, 3, 3, 3], [3, 3, 4, 3]
-    for box, hit in ((pixel, 0.0), (line, 1.0)):
-        result = grounding_f1([{"classes": ["man"], "boxes": [box]}], [[MAN | {"boxes": [box]}]])
+    pixel, line = [3, 3, 3, 3], [3, 3, 3.5, 3]  # areas 1 and 1.5, IoU 2/3
+    for box, annotated, hit in ((pixel, pixel, 0.0), (pixel, line, 0.0), (line, pixel, 0.0), (line, line, 1.0)):
+        result = grounding_f1([{"classes": ["man"], "boxes": [box]}], [[MAN | {"boxes": [annotated]}]])
         assert scores(result, "all") == (hit, hit, hit)
 
 
@@ -245,12 +246,20 @@ def test_the_lemmatizer_finds_words_without_a_box_and_is_named():
     assert anonymous["protocol"]["lemmatizer"] == "partial"
 
 
-def test_a_word_unknown_to_the_lemmatizer_lowers_precision():
-    # dog is annotated in the second caption; in the first "dogs" has no box.
-    captions = [MAN | {"tokens": ["a", "man", "with", "dogs"]}, caption_of(["dog"], ["dog"], [0], [[0, 0, 9, 9]])]
-    prediction = {"classes": ["dog"], "boxes": [[0, 0, 9, 9]]}
-    assert grounding_f1([prediction], [captions])["precision_all"] == 0.5  # dog: [1], C = {man, dog}
-    assert grounding_f1([prediction], [captions], lemmatizer=str)["precision_all"] == 0.25  # dog: [0, 1]
+@pytest.mark.parametrize("token, name", [("dogs", "dog"), ("dog", "dogs")])
+def test_a_word_unknown_to_the_lemmatizer_lowers_precision(token, name):
+    # The class is annotated in the second caption; in the first the word has no box.
+    captions = [MAN | {"tokens": ["a", "man", "with", token]}, caption_of([name], [name], [0], [[0, 0, 9, 9]])]
+    prediction = {"classes": [name], "boxes": [[0, 0, 9, 9]]}
+    assert grounding_f1([prediction], [captions])["precision_all"] == 0.5  # [1] for the class, the other is man
+    assert grounding_f1([prediction], [captions], lemmatizer=str)["precision_all"] == 0.25  # [0, 1]
+
+
+def test_the_lemmatizer_never_sees_an_empty_token():
+    seen = []
+    caption = MAN | {"tokens": ["", "man", "", "here"]}
+    grounding_f1([{"classes": ["man"], "boxes": [[0, 0, 9, 9]]}], [[caption]], lemmatizer=lambda w: seen.append(w) or w)
+    assert seen == ["here"]
 
 
 @pytest.mark.parametrize(

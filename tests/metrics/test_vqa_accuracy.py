@@ -109,6 +109,7 @@ def test_where_all_answers_are_the_same_text_the_prediction_must_be_that_text():
     assert vqa_accuracy(["red."], [["red."] * 10])["vqa_accuracy"] == 1
     assert vqa_accuracy(["Red"], [["red"] * 9 + ["red."]])["vqa_accuracy"] == 1  # not the same text: normalised
     assert vqa_accuracy([" red\n"], [["red"] * 9 + ["red\t"]])["vqa_accuracy"] == 1  # whitespace never counts
+    assert vqa_accuracy(["Red"], [["red"] * 9 + ["red\t"]])["vqa_accuracy"] == 0
 
 
 def test_types_are_averaged_apart_and_left_out_without_names():
@@ -127,6 +128,10 @@ def test_types_are_averaged_apart_and_left_out_without_names():
     [
         ("on/off", "on off"),
         ("on/off and/ or", "onoff and or"),  # one sign beside a space removes all of its kind
+        ("on/off /or", "onoff or"),
+        ("x/;y/z", "x y z"),  # a space in the text as given, not one made of another sign
+        ("on/off/ ", "on off"),  # nor the one at its end
+        ("on/off/\tor", "onoff or"),  # a tab is a space
         ("1,000 t-shirts", "1000 tshirts"),  # a comma between digits does so for every sign
         ("5.30 p.m.", "5.30 pm"),
         (".5", ".5"),
