@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ._captions import Caption, Tokens, count_ngrams, read_captions
+from ._captions import Caption, count_ngrams, read_captions
 
 TINY, SMALL = 1e-15, 1e-9  # the toolkit's, against division by zero
 
@@ -29,16 +29,12 @@ def bleu(predictions: Sequence[Caption], references: Sequence[Sequence[Caption]]
     Raises:
         ValueError: For empty input, lists of different lengths, images without references, captions that are none.
     """
-    return bleu_of_tokens(*read_captions(predictions, references))
-
-
-def bleu_of_tokens(predictions: list[Tokens], references: list[list[Tokens]]) -> dict[str, Any]:
-    """`bleu` of captions read by `read_captions`."""
-    num_images = len(predictions)
+    hypotheses, read = read_captions(predictions, references)
+    num_images = len(hypotheses)
     image = np.concatenate(
-        [np.arange(num_images), np.repeat(np.arange(num_images), [len(captions) for captions in references])]
+        [np.arange(num_images), np.repeat(np.arange(num_images), [len(captions) for captions in read])]
     )
-    ngrams, counts = count_ngrams(predictions + [caption for captions in references for caption in captions])
+    ngrams, counts = count_ngrams(hypotheses + [caption for captions in read for caption in captions])
     key = image[counts.caption] * np.int64(max(1, len(ngrams))) + counts.ngram
     split = counts.offsets[num_images]
     # The most that one reference of the image has of each n-gram.
@@ -55,8 +51,8 @@ def bleu_of_tokens(predictions: list[Tokens], references: list[list[Tokens]]) ->
     hypothesis_length = counts.num_words[:num_images]
     guessed = np.maximum(0, hypothesis_length[:, None] - np.arange(4))
     lengths = (
-        min((abs(len(caption) - len(prediction)), len(caption)) for caption in captions)[1]
-        for prediction, captions in zip(predictions, references, strict=True)
+        min((abs(len(caption) - len(hypothesis)), len(caption)) for caption in captions)[1]
+        for hypothesis, captions in zip(hypotheses, read, strict=True)
     )
     reference_length = np.fromiter(lengths, np.int64, num_images)
 

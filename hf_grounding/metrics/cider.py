@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ._captions import Caption, Ngrams, Tokens, count_ngrams, read_captions, read_references, tokens_of
+from ._captions import Caption, NgramCounts, Ngrams, count_ngrams, read_references, tokens_of
 from ._protocol import check_choice
 
 SIGMA = 6.0  # of the length penalty, in words
@@ -37,10 +37,9 @@ class DocumentFrequencies:
         """Of the reference captions of each image, e.g. of the column `captions` of a data set."""
         return CiderScorer(references).frequencies
 
-    def weights(self, ngrams: Ngrams) -> np.ndarray:
-        """log(images / images that have it) of other n-grams, (len(ngrams),); one that is unknown counts once."""
-        at = self.ngrams.find(ngrams)
-        counts = np.where(at < 0, 0, self.counts[at]) if len(self.counts) else np.zeros(len(at))
+    def weights(self, numbers: np.ndarray) -> np.ndarray:
+        """log(images / images that have it) of n-grams found in `ngrams`; one that is unknown, -1, counts once."""
+        counts = np.where(numbers < 0, 0, self.counts[numbers]) if len(self.counts) else np.zeros(len(numbers))
         return np.log(self.num_images) - np.log(np.maximum(1, counts))
 
     def save(self, path: str | os.PathLike) -> None:
@@ -108,28 +107,31 @@ class CiderScorer:
         variant: Literal["cider_d", "cider"] = "cider_d",
     ):
         check_choice("variant", variant, VARIANTS)
-        self._prepare(read_references(references), df, variant)
-
-    def _prepare(self, references: list[list[Tokens]], df: Any, variant: str) -> None:
         self.variant = variant
-        captions_of_image = np.fromiter(map(len, references), np.int64, len(references))
+        read = read_references(references)
+        captions_of_image = np.fromiter(map(len, read), np.int64, len(read))
         self.first_caption = np.concatenate([[0], captions_of_image.cumsum()])
-        self.ngrams, self.counts = count_ngrams([caption for captions in references for caption in captions])
+        self.ngrams, self.counts = count_ngrams([caption for captions in read for caption in captions])
         if df is None:
-            image = np.repeat(np.arange(len(references)), captions_of_image)
+            image = np.repeat(np.arange(len(read)), captions_of_image)
             documents = self.counts.documents(image, len(self.ngrams)) if len(self.ngrams) else np.zeros(0)
-            self.frequencies = DocumentFrequencies(self.ngrams, documents, len(references))
+            self.frequencies = DocumentFrequencies(self.ngrams, documents, len(read))
         else:
             self.frequencies = df if isinstance(df, DocumentFrequencies) else DocumentFrequencies.load(df)
         if self.frequencies.num_images == 1:
             warnings.warn(
                 "CIDEr weighs n-grams by how rare they are among images: with the references of one image every score "
                 "is 0. Give more images, or document frequencies of a larger set (`df`).",
-                stacklevel=4,
+                stacklevel=2,
             )
-        self.weights = self.frequencies.weights(self.ngrams)
+        self.weights = self._weights(self.ngrams, np.arange(len(self.ngrams)))
         self.lengths = self.ngrams.length
-        self.norms = _norms(self.counts.caption, self.counts, self.ngrams, self.weights)
+        self.norms = _norms(self.counts, self.ngrams, self.weights)
+
+    def _weights(self, ngrams: Ngrams, numbers: np.ndarray) -> np.ndarray:
+        """Weights of n-grams, given their numbers among those of the references."""
+        frequencies = self.frequencies
+        return frequencies.weights(numbers if frequencies.ngrams is self.ngrams else frequencies.ngrams.find(ngrams))
 
     def __call__(self, predictions: Sequence[Caption], images: Sequence[int] | None = None) -> np.ndarray:
         r"""Score of each caption.
@@ -146,46 +148,29 @@ class CiderScorer:
             ValueError: If there are not as many images as captions, or an index is no image.
         """
         read = [tokens_of(caption, f"Prediction {row}") for row, caption in enumerate(predictions)]
-        return self._score(read, images)
-
-    def _score(self, predictions: list[Tokens], images: Sequence[int] | None) -> np.ndarray:
         num_images = len(self.first_caption) - 1
         image = np.arange(num_images) if images is None else np.asarray(images, dtype=np.int64)
-        if len(image) != len(predictions):
+        if len(image) != len(read):
             raise ValueError(f"Got {len(predictions)} predictions for {len(image)} images; give one image for each.")
         if len(image) and not 0 <= image.min() <= image.max() < num_images:
             raise ValueError(f"`images` must be positions in the references (0 to {num_images - 1}), got {images}.")
-        ngrams, counts = count_ngrams(predictions)
-        weights = self.frequencies.weights(ngrams)
-        norms = _norms(counts.caption, counts, ngrams, weights)
+        ngrams, counts = count_ngrams(read)
+        known = self.ngrams.find(ngrams)
+        weights = self._weights(ngrams, known)
+        norms = _norms(counts, ngrams, weights)
 
         # Every prediction beside each of its references: `pair` numbers them.
         num_references = np.diff(self.first_caption)[image]
         pair_prediction = np.repeat(np.arange(len(image)), num_references)
         pair_caption = _ranges(self.first_caption[image], num_references)
-        # Rows of the references of every pair, and the row of the prediction with the same n-gram.
-        num_rows = np.diff(self.counts.offsets)[pair_caption]
-        rows = _ranges(self.counts.offsets[pair_caption], num_rows)
-        pair = np.repeat(np.arange(len(pair_caption)), num_rows)
-        number = np.full(len(self.ngrams) + 1, -1)  # here, of an n-gram of the references
-        known = self.ngrams.find(ngrams)
-        number[known] = np.arange(len(known))
-        number[-1] = -1
-        number = number[self.counts.ngram[rows]]
-        key = pair_prediction[pair] * np.int64(max(1, len(ngrams))) + number
-        own = counts.caption * np.int64(max(1, len(ngrams))) + counts.ngram
-        at = np.searchsorted(own, key).clip(max=max(0, len(own) - 1))
-        shared = (number >= 0) & (own[at] == key) if len(own) else np.zeros(len(key), dtype=bool)
-        rows, pair, at = rows[shared], pair[shared], at[shared]
-
+        rows, pair, own_rows = self._shared(counts, known, pair_prediction, pair_caption)
         reference = self.counts.count[rows] * self.weights[self.counts.ngram[rows]]
-        prediction = counts.count[at] * weights[counts.ngram[at]]
+        prediction = counts.count[own_rows] * weights[counts.ngram[own_rows]]
         if self.variant == "cider_d":
             prediction = np.minimum(prediction, reference)
         length = self.lengths[self.counts.ngram[rows]]
-        products = np.bincount(pair * 4 + length, prediction * reference, minlength=4 * len(pair_caption)).reshape(
-            -1, 4
-        )
+        products = np.bincount(pair * 4 + length, prediction * reference, minlength=4 * len(pair_caption))
+        products = products.reshape(-1, 4)
         both = norms[pair_prediction] * self.norms[pair_caption]
         cosines = np.divide(products, both, out=products, where=both != 0)
         if self.variant == "cider_d":
@@ -194,6 +179,23 @@ class CiderScorer:
             delta = num_pairs - np.maximum(0, self.counts.num_words - 1)[pair_caption]
             cosines *= np.exp(-(delta**2) / (2 * SIGMA**2))[:, None]
         return 10 * np.bincount(pair_prediction, cosines.mean(axis=1), minlength=len(image)) / num_references
+
+    def _shared(
+        self, counts: NgramCounts, known: np.ndarray, pair_prediction: np.ndarray, pair_caption: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """N-grams that a prediction shares with a reference: row of the reference's count, pair, row in `counts`."""
+        num_rows = np.diff(self.counts.offsets)[pair_caption]
+        rows = _ranges(self.counts.offsets[pair_caption], num_rows)
+        pair = np.repeat(np.arange(len(pair_caption)), num_rows)
+        if not len(counts.ngram):
+            return rows[:0], pair[:0], rows[:0]
+        size = len(self.ngrams) + 1  # so that the number of an unknown n-gram, -1, is no other prediction's last
+        own = counts.caption * size + known[counts.ngram]
+        order = own.argsort()
+        key = pair_prediction[pair] * size + self.counts.ngram[rows]
+        own_rows = order[np.searchsorted(own, key, sorter=order).clip(max=len(own) - 1)]
+        shared = own[own_rows] == key
+        return rows[shared], pair[shared], own_rows[shared]
 
 
 def cider(
@@ -215,24 +217,16 @@ def cider(
     Raises:
         ValueError: As in `bleu`; warns if the weights are those of one image.
     """
-    check_choice("variant", variant, VARIANTS)
-    return cider_of_tokens(*read_captions(predictions, references), df=df, variant=variant)
-
-
-def cider_of_tokens(
-    predictions: list[Tokens], references: list[list[Tokens]], *, df: Any = None, variant: str = "cider_d"
-) -> dict[str, Any]:
-    """`cider` of captions read by `read_captions`."""
-    scorer = CiderScorer.__new__(CiderScorer)
-    scorer._prepare(references, df, variant)
-    scores = scorer._score(predictions, None)
+    if len(predictions) != len(references):
+        raise ValueError(f"Got {len(predictions)} predictions for references of {len(references)} images.")
+    scores = CiderScorer(references, df=df, variant=variant)(predictions)
     return {variant: float(scores.mean()), "per_image": scores.tolist(), "count": len(scores)}
 
 
-def _norms(caption: np.ndarray, counts: Any, ngrams: Ngrams, weights: np.ndarray) -> np.ndarray:
+def _norms(counts: NgramCounts, ngrams: Ngrams, weights: np.ndarray) -> np.ndarray:
     """Length of the vector of every caption, for each length of n-grams: (captions, 4)."""
     squares = (counts.count * weights[counts.ngram]) ** 2
-    sums = np.bincount(caption * 4 + ngrams.length[counts.ngram], squares, minlength=4 * len(counts.num_words))
+    sums = np.bincount(counts.caption * 4 + ngrams.length[counts.ngram], squares, minlength=4 * len(counts.num_words))
     return np.sqrt(sums).reshape(-1, 4)
 
 

@@ -54,6 +54,14 @@ def _brackets(token: str) -> list[str]:
     return [token.replace("(", "-lrb-").replace(")", "-rrb-")]
 
 
+def _entity(token: str) -> list[str]:
+    return [_ENTITIES[token.lower()]]
+
+
+def _sign(token: str) -> list[str]:
+    return [_SIGNS.get(token, token)]
+
+
 def _none(token: str) -> list[str]:
     return []
 
@@ -97,12 +105,12 @@ _RULES: list[tuple[re.Pattern[str], Callable[[str], list[str]]]] = [
         (r"(?-i:[A-Z]*\$)", _is),  # US$
         (r"[?!]+|_+|<<|>>|-{5,}|\*{2,}|#{2,}|@{2,}", _is),
         (r"\.{3,}|-{2,4}|''|``", _none),
-        ("&(?:amp|lt|gt|quot|apos);", lambda token: [_ENTITIES[token.lower()]]),
+        ("&(?:amp|lt|gt|quot|apos);", _entity),
         (
             "[\x00-\x1f\x7f-\x9f\u0300-\u036f\u200b-\u200f\u20a5-\u20ab\u20ad-\u20bf\ufe00-\ufe0f\U00010000-\U0010ffff]",
             _none,
         ),
-        (r"[^\w\s]|[¹²³¼½¾⁰-₟⅐-↉]", lambda token: [_SIGNS.get(token, token)]),
+        (r"[^\w\s]|[¹²³¼½¾⁰-₟⅐-↉]", _sign),
     )
 ]
 # Chunks are between white space, but for 3 1/2, telephone numbers, and the period of No. 5.

@@ -22,12 +22,8 @@ def rouge_l(predictions: Sequence[Caption], references: Sequence[Sequence[Captio
     Raises:
         ValueError: As in `bleu`.
     """
-    return rouge_l_of_tokens(*read_captions(predictions, references))
-
-
-def rouge_l_of_tokens(predictions: list[Tokens], references: list[list[Tokens]]) -> dict[str, Any]:
-    """`rouge_l` of captions read by `read_captions`."""
-    scores = [_score(prediction, captions) for prediction, captions in zip(predictions, references, strict=True)]
+    hypotheses, read = read_captions(predictions, references)
+    scores = [_score(prediction, captions) for prediction, captions in zip(hypotheses, read, strict=True)]
     return {"rouge_l": sum(scores) / len(scores), "per_image": scores, "count": len(scores)}
 
 
