@@ -72,7 +72,10 @@ setup(
         "typer>=0.19",
         "rich",
     ],
-    extras_require={"dev": ["pytest", "ruff", "mypy", "types-PyYAML", "build", "setuptools>=77"]},
+    extras_require={
+        "coco": ["pycocoevalcap>=1.2"],  # METEOR and SPICE, which need Java too
+        "dev": ["pytest", "hypothesis", "ruff", "mypy", "types-PyYAML", "build", "setuptools>=77"],
+    },
     entry_points={"console_scripts": ["hf-grounding=hf_grounding.cli:main"]},
     cmdclass={"build_py": BuildWithRecipes},
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ._captions import Caption, count_ngrams, read_captions
+from ._captions import Caption, Tokens, count_ngrams, read_captions
 
 TINY, SMALL = 1e-15, 1e-9  # the toolkit's, against division by zero
 
@@ -29,47 +29,55 @@ def bleu(predictions: Sequence[Caption], references: Sequence[Sequence[Caption]]
     Raises:
         ValueError: For empty input, lists of different lengths, images without references, captions that are none.
     """
-    hypotheses, read = read_captions(predictions, references)
-    num_images = len(hypotheses)
-    image = np.concatenate(
-        [np.arange(num_images), np.repeat(np.arange(num_images), [len(captions) for captions in read])]
-    )
-    ngrams, counts = count_ngrams(hypotheses + [caption for captions in read for caption in captions])
-    key = image[counts.caption] * np.int64(max(1, len(ngrams))) + counts.ngram
-    split = counts.offsets[num_images]
-    # The most that one reference of the image has of each n-gram.
-    allowed_key, position = np.unique(key[split:], return_inverse=True)
-    allowed = np.zeros(len(allowed_key), dtype=np.int64)
-    np.maximum.at(allowed, position, counts.count[split:])
-    clipped = np.zeros(split, dtype=np.int64)
-    found = np.isin(key[:split], allowed_key, assume_unique=True)
-    at = np.searchsorted(allowed_key, key[:split][found])
-    clipped[found] = np.minimum(counts.count[:split][found], allowed[at])
-
-    correct = np.zeros((num_images, 4), dtype=np.int64)
-    np.add.at(correct, (counts.caption[:split], ngrams.length[counts.ngram[:split]]), clipped)
-    hypothesis_length = counts.num_words[:num_images]
-    guessed = np.maximum(0, hypothesis_length[:, None] - np.arange(4))
-    lengths = (
-        min((abs(len(caption) - len(hypothesis)), len(caption)) for caption in captions)[1]
-        for hypothesis, captions in zip(hypotheses, read, strict=True)
-    )
-    reference_length = np.fromiter(lengths, np.int64, num_images)
-
-    corpus = _bleu(correct.sum(axis=0), guessed.sum(axis=0), hypothesis_length.sum(), reference_length.sum())
-    per_image = _bleu(correct, guessed, hypothesis_length, reference_length)
+    statistics = bleu_statistics(predictions, references)
+    corpus, per_image = bleu_scores(statistics.sum(axis=0)), bleu_scores(statistics)
     return {
         **{f"bleu_{n + 1}": float(corpus[n]) for n in range(4)},
         "per_image": {f"bleu_{n + 1}": per_image[:, n].tolist() for n in range(4)},
-        "count": num_images,
+        "count": len(statistics),
     }
 
 
-def _bleu(correct: np.ndarray, guessed: np.ndarray, length: np.ndarray, reference_length: np.ndarray) -> np.ndarray:
-    """(..., 4) scores of sums (..., 4) and lengths (...)."""
-    precision = (correct + TINY) / (guessed + SMALL)
+def bleu_statistics(predictions: Sequence[Caption], references: Sequence[Sequence[Caption]]) -> np.ndarray:
+    r"""What BLEU is made of, so that sums over any images give the BLEU of these images.
+
+    Returns:
+        `np.ndarray` of shape `(images, 10)`: n-grams of length 1 to 4 that are right, n-grams that there are, words of
+        the prediction, words of the closest reference.
+    """
+    hypotheses, read = read_captions(predictions, references)
+    lengths = np.fromiter(map(len, hypotheses), np.int64, len(hypotheses))
+    closest = (
+        min((abs(len(caption) - len(hypothesis)), len(caption)) for caption in captions)[1]
+        for hypothesis, captions in zip(hypotheses, read, strict=True)
+    )
+    guessed = np.maximum(0, lengths[:, None] - np.arange(4))
+    reference_lengths = np.fromiter(closest, np.int64, len(hypotheses))
+    return np.column_stack([_correct(hypotheses, read), guessed, lengths, reference_lengths])
+
+
+def bleu_scores(statistics: np.ndarray) -> np.ndarray:
+    """BLEU-1 to 4, (..., 4), of `bleu_statistics` or sums of them, (..., 10)."""
+    precision = (statistics[..., :4] + TINY) / (statistics[..., 4:8] + SMALL)
     means = precision.cumprod(axis=-1) ** (1 / np.arange(1, 5))
-    ratio = np.asarray((length + TINY) / (reference_length + SMALL))
+    ratio = (statistics[..., 8] + TINY) / (statistics[..., 9] + SMALL)
     with np.errstate(over="ignore"):
         penalty = np.where(ratio < 1, np.exp(1 - 1 / ratio), 1)
-    return means * penalty[..., None]
+    return means * penalty[..., np.newaxis]
+
+
+def _correct(hypotheses: list[Tokens], references: list[list[Tokens]]) -> np.ndarray:
+    """N-grams of each hypothesis that its references have, each at most as often as one of them: (images, 4)."""
+    num_images = len(hypotheses)
+    numbers = np.arange(num_images)
+    image = np.concatenate([numbers, np.repeat(numbers, [len(captions) for captions in references])])
+    ngrams, counts = count_ngrams(hypotheses + [caption for captions in references for caption in captions])
+    key = image[counts.caption] * np.int64(max(1, len(ngrams))) + counts.ngram
+    split = counts.offsets[num_images]  # rows of the hypotheses come first
+    allowed_key, position = np.unique(key[split:], return_inverse=True)
+    allowed = np.zeros(len(allowed_key), dtype=np.int64)
+    np.maximum.at(allowed, position, counts.count[split:])
+    found = np.flatnonzero(np.isin(key[:split], allowed_key, assume_unique=True))
+    clipped = np.minimum(counts.count[found], allowed[np.searchsorted(allowed_key, key[found])])
+    row = counts.caption[found] * 4 + ngrams.length[counts.ngram[found]]
+    return np.bincount(row, clipped, minlength=4 * num_images).reshape(num_images, 4)
