@@ -1,4 +1,4 @@
-"""`hf-grounding evaluate`: a trained model measured on a split, beside trivial baselines."""
+"""`hf-grounding evaluate`: a trained model measured on a split beside trivial baselines, or files of results."""
 
 import logging
 from pathlib import Path
@@ -7,10 +7,17 @@ from typing import Annotated, Literal
 import typer
 
 from .common import model_folder, print_json, print_table, working
+from .evaluate_files import EvaluatedFiles, evaluate_files
+
+MODEL_OPTIONS = ("recipe", "split", "data_dir", "min_box_area", "box_rule", "query_heatmap", "regions", "report")
+FILE_OPTIONS = ("annotations", "questions", "against", "metrics", "df", "spice_models", "allow_missing")
 
 
 def evaluate(
-    model_dir: Annotated[Path, typer.Argument(help="Output folder of `hf-grounding train`.")],
+    context: typer.Context,
+    source: Annotated[
+        Path, typer.Argument(help="Output folder of `hf-grounding train`, or a JSON file of results.", exists=False)
+    ],
     recipe: Annotated[
         str | None, typer.Option(help="Recipe whose data and protocol to use; default: the one saved with the model.")
     ] = None,
@@ -39,19 +46,51 @@ def evaluate(
     report: Annotated[
         Path | None, typer.Option(dir_okay=False, writable=True, help="Write pictures and tables to this HTML file.")
     ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Of a result file: what people said, COCO or VQA format.")
+    ] = None,
+    questions: Annotated[Path | None, typer.Option(dir_okay=False, help="Questions file, for VQA results.")] = None,
+    against: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="A second result file, compared by a paired bootstrap.")
+    ] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="Caption metrics, such as bleu,cider_d; default: all that can be computed.")
+    ] = None,
+    df: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Document frequencies for CIDEr-D; default: of the annotations.")
+    ] = None,
+    spice_models: Annotated[
+        Path | None, typer.Option("--spice_models", file_okay=False, help="Folder with SPICE's models.")
+    ] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow_missing", help="Score only the images or questions that the results have.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Results as one JSON line.")] = False,
 ) -> None:
-    """Measure a trained model.
+    """Measure a trained model, or files of results.
 
-    Pointing game and attention correctness by category, with 95 % intervals and trivial baselines; boxes; levels.
+    A model: pointing game and attention correctness by category, with 95 % intervals and trivial baselines; boxes;
+    levels. A file: captions (COCO format) by BLEU, METEOR, ROUGE-L, CIDEr-D and SPICE, answers (VQA format, with
+    --questions) by VQA accuracy, captions with boxes by grounding F1; two of them compared with --against.
     """
-    model_folder(model_dir)
+    is_file = source.is_file() or (not source.exists() and source.suffix in (".json", ".gz"))
+    given = {name for name in MODEL_OPTIONS if context.params[name] is not None} | {
+        name for name in FILE_OPTIONS if context.params[name] not in (None, False)
+    }
+    for name in sorted(given & set(MODEL_OPTIONS if is_file else FILE_OPTIONS)):
+        raise typer.BadParameter(f"--{name} is of {'models' if is_file else 'result files'}, and '{source}' is none.")
+    if is_file:
+        files = EvaluatedFiles(source, annotations, questions, against, allow_missing)
+        settings = {"metrics": None if metrics is None else metrics.split(","), "df": df, "spice_models": spice_models}
+        evaluate_files(files, {name: value for name, value in settings.items() if value is not None}, as_json=as_json)
+        return
+    model_folder(source)
     with working(logging.INFO):
         from ..training.report import protocol_of, result_tables
         from ..training.run import evaluate as run
 
         results = run(
-            model_dir,
+            source,
             recipe=recipe,
             split=split,
             data_dir=data_dir,

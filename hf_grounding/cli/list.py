@@ -11,7 +11,10 @@ from .common import print_json
 MODELS = {
     "multilevel_grounding": "Multi-level common semantic space: heatmaps for words and phrases, learned from captions."
 }
-METRICS = ("attention_correctness", "level_selection_rates", "pointing_game")
+METRICS = (
+    *("pointing_game", "attention_correctness", "level_selection_rates"),
+    *("bleu", "meteor", "rouge_l", "cider", "spice", "compute_caption_metrics", "vqa_accuracy", "grounding_f1"),
+)
 
 
 def list_(as_json: Annotated[bool, typer.Option("--json", help="One JSON line.")] = False) -> None:

@@ -8,12 +8,14 @@ never right.
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+_PRESENT, _PRECISION, _RECALL = 0, 1, 4  # columns of the statistics
+_COMPARED, _RIGHT, _LANGUAGE_ERROR = 0, 1, 2  # of the three of precision and the three of recall
 _IOU_RULE = "> 0.5, widths and heights + 1"
 
 # Nouns that end like a plural and stay as they are.
@@ -112,57 +114,107 @@ def grounding_f1(
         >>> result["precision_all"], result["recall_all"], result["f1_loc"], result["num_classes"]
         (1.0, 1.0, 1.0, 1)
     """
+    statistics = grounding_f1_statistics(predictions, references, lemmatizer=lemmatizer, object_classes=object_classes)
+    sums = statistics.sum(axis=0)
+    scores = grounding_f1_scores(sums)
+    return {
+        **{name: float(score) for name, score in scores.items()},
+        "num_classes": int((sums[:, _PRESENT] > 0).sum()),
+        "count": len(references),
+        "protocol": {
+            "lemmatizer": _name_of(lemmatizer),
+            "iou": _IOU_RULE,
+            "num_object_classes": None if object_classes is None else len(set(object_classes)),
+            "images_without_prediction": sum(prediction is None for prediction in predictions),
+        },
+    }
+
+
+def grounding_f1_statistics(
+    predictions: Sequence[Mapping[str, Any] | None],
+    references: Sequence[Sequence[Mapping[str, Any]]],
+    *,
+    lemmatizer: Callable[[str], str] | None = None,
+    object_classes: Sequence[str] | None = None,
+) -> np.ndarray:
+    r"""What grounding F1 is made of, so that sums over any images give the F1 of these images.
+
+    Args and errors: as in [`grounding_f1`].
+
+    Returns:
+        `np.ndarray` of shape `(images, classes, 7)`: how often the class is in the references of an image with a
+        prediction; then of precision, and of recall: boxes compared, those of them right, errors of language.
+    """
     _check_images("predictions", predictions, references)
     if isinstance(object_classes, str):
         raise ValueError(f"`object_classes` must be a list of names, got the string {object_classes!r}; use [...].")
     kept = None if object_classes is None else frozenset(object_classes)
-    if lemmatizer is None:
-        lemmatizer, lemmatizer_name = lemmatize_noun, "plural rules"
-    else:
-        lemmatizer_name = getattr(lemmatizer, "__qualname__", type(lemmatizer).__qualname__)
-    lemma = functools.cache(lemmatizer)
-
-    precision, recall = _Tally(), _Tally()
-    classes: set[str] = set()
+    lemma = functools.cache(lemmatizer or lemmatize_noun)
+    events: list[tuple[int, int, int]] = []  # image, class, column
+    numbers: dict[str, int] = {}
     for image, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
         captions = _read_captions(reference, image, kept)
-        if prediction is None:
-            for caption in captions:
-                recall.compared.update(caption.classes)
-            continue
-        predicted, _ = _read_objects(prediction, f"predictions[{image}]", kept)
-        for caption in captions:
-            classes.update(caption.classes)
-            hits = _hits(predicted.boxes, caption.boxes)  # (words, entries)
-            entry_of_class = caption.first_entries()
-            lemmas_without_box = {lemma(token) for token in caption.tokens_without_box()}
-            for word, name in enumerate(predicted.classes):
-                if name in entry_of_class:
-                    precision.compare(name, hits[word, entry_of_class[name]])
-                elif lemma(name) not in lemmas_without_box:
-                    precision.language_errors[name] += 1
-            for entry, name in enumerate(caption.classes):
-                if name in predicted.classes:
-                    recall.compare(name, hits[predicted.classes.index(name), entry])
-                else:
-                    recall.language_errors[name] += 1
+        events += [
+            (image, numbers.setdefault(name, len(numbers)), column)
+            for name, column in _outcomes(prediction, captions, f"predictions[{image}]", kept, lemma)
+        ]
+    statistics = np.zeros((len(references), len(numbers), 7), dtype=np.int32)
+    if events:
+        np.add.at(statistics, tuple(np.transpose(events)), 1)
+    return statistics
 
-    scores: dict[str, float] = {}
+
+def grounding_f1_scores(sums: np.ndarray) -> dict[str, np.ndarray]:
+    """Precision, recall and F1 of both modes, each (...), of sums of `grounding_f1_statistics` (..., classes, 7)."""
+    num_classes = np.maximum(1, (sums[..., _PRESENT] > 0).sum(axis=-1))
+    scores: dict[str, np.ndarray] = {}
     for mode, language_errors_count in (("all", True), ("loc", False)):
-        p, r = (tally.class_mean(len(classes), language_errors_count) for tally in (precision, recall))
-        f1 = 2 * p * r / (p + r) if p + r > 0 else 0.0
+        means = []
+        for first in (_PRECISION, _RECALL):
+            compared, right, language_errors = np.moveaxis(sums[..., first : first + 3], -1, 0)
+            outcomes = compared + language_errors if language_errors_count else compared
+            means.append((right / np.maximum(1, outcomes)).sum(axis=-1) / num_classes)
+        p, r = means
+        f1 = 2 * p * r / np.where(p + r > 0, p + r, 1)
         scores |= {f"f1_{mode}": f1, f"precision_{mode}": p, f"recall_{mode}": r}
-    return {
-        **scores,
-        "num_classes": len(classes),
-        "count": len(references),
-        "protocol": {
-            "lemmatizer": lemmatizer_name,
-            "iou": _IOU_RULE,
-            "num_object_classes": None if kept is None else len(kept),
-            "images_without_prediction": sum(prediction is None for prediction in predictions),
-        },
-    }
+    return scores
+
+
+def _outcomes(
+    prediction: Mapping[str, Any] | None,
+    captions: list["_Caption"],
+    where: str,
+    kept: frozenset[str] | None,
+    lemma: Callable[[str], str],
+) -> Iterator[tuple[str, int]]:
+    """Class and column of `grounding_f1_statistics` of everything that counts in one image."""
+    if prediction is None:
+        yield from ((name, _RECALL + _COMPARED) for caption in captions for name in caption.classes)
+        return
+    predicted, _ = _read_objects(prediction, where, kept)
+    for caption in captions:
+        yield from ((name, _PRESENT) for name in caption.classes)
+        hits = _hits(predicted.boxes, caption.boxes)  # (words, entries)
+        entry_of_class = caption.first_entries()
+        lemmas_without_box = {lemma(token) for token in caption.tokens_without_box()}
+        for word, name in enumerate(predicted.classes):
+            if name in entry_of_class:
+                yield name, _PRECISION + _COMPARED
+                if hits[word, entry_of_class[name]]:
+                    yield name, _PRECISION + _RIGHT
+            elif lemma(name) not in lemmas_without_box:
+                yield name, _PRECISION + _LANGUAGE_ERROR
+        for entry, name in enumerate(caption.classes):
+            if name not in predicted.classes:
+                yield name, _RECALL + _LANGUAGE_ERROR
+                continue
+            yield name, _RECALL + _COMPARED
+            if hits[predicted.classes.index(name), entry]:
+                yield name, _RECALL + _RIGHT
+
+
+def _name_of(lemmatizer: Callable[[str], str] | None) -> str:
+    return "plural rules" if lemmatizer is None else getattr(lemmatizer, "__qualname__", type(lemmatizer).__qualname__)
 
 
 def gt_sentence_accuracy(
@@ -216,24 +268,6 @@ def gt_sentence_accuracy(
         "count": counts.total(),
         "protocol": {"iou": _IOU_RULE},
     }
-
-
-@dataclass
-class _Tally:
-    """Outcomes of precision or of recall, by class: boxes compared, those of them right, and errors of language."""
-
-    compared: Counter[str] = field(default_factory=Counter)
-    right: Counter[str] = field(default_factory=Counter)
-    language_errors: Counter[str] = field(default_factory=Counter)
-
-    def compare(self, name: str, hit: bool) -> None:
-        self.compared[name] += 1
-        self.right[name] += int(hit)
-
-    def class_mean(self, num_classes: int, language_errors_count: bool) -> float:
-        """Sum over classes of the share that is right, divided by `num_classes`; a class without outcomes adds 0."""
-        outcomes = self.compared + self.language_errors if language_errors_count else self.compared
-        return sum(self.right[name] / total for name, total in outcomes.items()) / max(num_classes, 1)
 
 
 @dataclass(frozen=True)

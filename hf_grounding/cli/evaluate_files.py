@@ -1,0 +1,206 @@
+"""`hf-grounding evaluate` of result files: captions, answers, or grounded captions, beside their annotations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import typer
+
+from .common import print_json, print_table, working
+
+if TYPE_CHECKING:
+    from ..visualization import Table
+
+
+@dataclass
+class EvaluatedFiles:
+    """Paths of the options of `hf-grounding evaluate`."""
+
+    results: Path
+    annotations: Path | None
+    questions: Path | None
+    against: Path | None
+    allow_missing: bool
+
+
+@dataclass
+class Scores:
+    """What one result file was worth.
+
+    Args:
+        ids: Images or questions, in the order of the statistics.
+        result: Everything, ready for JSON.
+        tables: The numbers for people.
+        statistics: Name of a score -> statistics of each image and the score of their sums, see `paired_bootstrap`.
+    """
+
+    ids: list[str]
+    result: dict[str, Any]
+    tables: list[Table]
+    statistics: Mapping[str, tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]]
+
+
+def evaluate_files(files: EvaluatedFiles, settings: Mapping[str, Any], *, as_json: bool) -> None:
+    """Scores the results, and those they are compared with; prints tables or JSON."""
+    with working():
+        first = score(files, files.results, settings)
+        result, tables = first.result, first.tables
+        if files.against is not None:
+            comparison, table = compare(first, score(files, files.against, settings))
+            result, tables = result | {"comparison": comparison}, [*tables, table]
+    if as_json:
+        print_json(result)
+        return
+    for table in tables:
+        print_table(table)
+    for name, reason in result.get("absent", {}).items():
+        typer.echo(f"Absent: {name}. {reason}")
+
+
+def score(files: EvaluatedFiles, results: Path, settings: Mapping[str, Any]) -> Scores:
+    """By what the file holds."""
+    from ..data.result_files import kind_of
+
+    kind = kind_of(results)
+    if files.annotations is None:
+        raise typer.BadParameter(f"Results in '{results}' are scored against --annotations; name that file.")
+    if kind != "captions" and settings:
+        raise typer.BadParameter(f"--{min(settings)} is of captions, and '{results}' holds {kind}.")
+    if kind == "answers":
+        if files.questions is None:
+            raise typer.BadParameter(f"'{results}' holds answers; name the file of the questions too (--questions).")
+        return score_answers(results, files.questions, files.annotations, allow_missing=files.allow_missing)
+    if files.questions is not None:
+        raise typer.BadParameter(f"--questions is of answers, and '{results}' holds {kind}.")
+    if kind == "captions":
+        return score_captions(results, files.annotations, allow_missing=files.allow_missing, **settings)
+    return score_grounded_captions(results, files.annotations, allow_missing=files.allow_missing)
+
+
+def score_captions(results: Path, annotations: Path, *, allow_missing: bool, **settings: Any) -> Scores:
+    """Caption metrics of a COCO result file; `settings` are those of `compute_caption_metrics`."""
+    from ..data.result_files import read_caption_results
+    from ..metrics import compute_caption_metrics
+    from ..metrics.bleu import bleu_scores, bleu_statistics
+    from ..metrics.comparison import mean_score, mean_statistics
+    from ..visualization import Table
+
+    read = read_caption_results(results, annotations, allow_missing=allow_missing)
+    result = compute_caption_metrics(read.predictions, read.references, **settings)
+    names = [name for name in result["per_image"] if name in result]
+    note = f"{result['count']} images. CIDEr-D is what the COCO toolkit prints as CIDEr, times 100."
+    tables = [Table("Captions", [{"metric": name, "score, x 100": _hundred(result[name])} for name in names], note)]
+    if "spice_by_category" in result:
+        rows = [{"category": name, "F, x 100": _hundred(value)} for name, value in result["spice_by_category"].items()]
+        tables.append(Table("SPICE by category", rows, "Mean over the images where it is defined."))
+    counts = bleu_statistics(read.predictions, read.references)
+    statistics: dict[str, Any] = {}
+    for name in names:
+        if name.startswith("bleu_"):
+            order = int(name[-1]) - 1
+            statistics[name] = (counts, lambda sums, order=order: bleu_scores(sums)[..., order])
+        else:
+            statistics[name] = (mean_statistics(result["per_image"][name]), mean_score)
+    return Scores(read.image_ids, result, tables, statistics)
+
+
+def score_answers(results: Path, questions: Path, annotations: Path, *, allow_missing: bool) -> Scores:
+    """VQA accuracy of a VQA result file."""
+    from ..data.result_files import read_vqa_results
+    from ..metrics import vqa_accuracy
+    from ..metrics.comparison import mean_score, mean_statistics
+    from ..visualization import Table
+
+    read = read_vqa_results(results, questions, annotations, allow_missing=allow_missing)
+    result = vqa_accuracy(
+        read.predictions, read.answers, answer_types=read.answer_types, question_types=read.question_types
+    )
+    everything = {"all": {"vqa_accuracy": result["vqa_accuracy"], "count": result["count"]}}
+    tables = [
+        Table(
+            title,
+            [
+                {"type": name, "accuracy, %": _hundred(row["vqa_accuracy"]), "questions": row["count"]}
+                for name, row in rows.items()
+            ],
+            "Official procedure: the answer against those of people, each left out in turn.",
+        )
+        for title, rows in (
+            ("VQA accuracy by type of answer", everything | result["by_answer_type"]),
+            ("VQA accuracy by type of question", result["by_question_type"]),
+        )
+        if rows
+    ]
+    return Scores(
+        read.question_ids, result, tables, {"vqa_accuracy": (mean_statistics(result["per_question"]), mean_score)}
+    )
+
+
+def score_grounded_captions(results: Path, annotations: Path, *, allow_missing: bool) -> Scores:
+    """Grounding F1 of a file of captions with boxes."""
+    from ..data.result_files import read_grounded_results
+    from ..metrics import grounding_f1
+    from ..metrics.grounding_f1 import grounding_f1_scores, grounding_f1_statistics
+    from ..visualization import Table
+
+    read = read_grounded_results(results, annotations, allow_missing=allow_missing)
+    result = grounding_f1(read.predictions, read.references)
+    rows = [
+        {
+            "errors of language": label,
+            **{name: _hundred(result[f"{name}_{mode}"]) for name in ("f1", "precision", "recall")},
+        }
+        for mode, label in (("all", "count (F1_all)"), ("loc", "do not count (F1_loc)"))
+    ]
+    note = (
+        f"{result['count']} images, {result['protocol']['images_without_prediction']} of them without a prediction; "
+        f"{result['num_classes']} classes; lemmas by {result['protocol']['lemmatizer']}."
+    )
+    statistics = grounding_f1_statistics(read.predictions, read.references)
+    return Scores(
+        read.image_ids,
+        result,
+        [Table("Grounding of generated captions, x 100", rows, note)],
+        {
+            name: (statistics, lambda sums, name=name: grounding_f1_scores(sums)[name])  # type: ignore[misc]
+            for name in ("f1_all", "f1_loc")
+        },
+    )
+
+
+def compare(first: Scores, second: Scores) -> tuple[dict[str, Any], Table]:
+    """Paired bootstrap of every score of two files."""
+    from ..metrics import paired_bootstrap
+    from ..visualization import Table
+
+    if first.ids != second.ids:
+        raise ValueError(
+            f"The two files are not of the same images: {len(first.ids)} and {len(second.ids)} of them are scored. "
+            "Compare files of the same images."
+        )
+    comparison = {
+        name: paired_bootstrap(statistics, second.statistics[name][0], score)
+        for name, (statistics, score) in first.statistics.items()
+        if name in second.statistics
+    }
+    rows = [
+        {
+            "score, x 100": name,
+            "first": _hundred(row["first"]),
+            "against": _hundred(row["second"]),
+            "difference": _hundred(row["difference"]),
+            "95 % interval": " – ".join(f"{100 * value:.2f}" for value in row["interval"]),
+            "p": f"{row['p']:.3f}",
+        }
+        for name, row in comparison.items()
+    ]
+    note = "Paired bootstrap over images, 1000 resamples. A METEOR here is the mean over images, not the corpus value."
+    return comparison, Table("Comparison", rows, note)
+
+
+def _hundred(share: float) -> float:
+    return round(100 * share, 2)
