@@ -150,16 +150,16 @@ def score_grounded_captions(results: Path, annotations: Path, *, allow_missing: 
     read = read_grounded_results(results, annotations, allow_missing=allow_missing)
     result = grounding_f1(read.predictions, read.references)
     rows = [
-        {
-            "errors of language": label,
-            **{name: _hundred(result[f"{name}_{mode}"]) for name in ("f1", "precision", "recall")},
-        }
-        for mode, label in (("all", "count (F1_all)"), ("loc", "do not count (F1_loc)"))
+        {"mode": mode, **{name: _hundred(result[f"{name}_{mode}"]) for name in ("f1", "precision", "recall")}}
+        for mode in ("all", "loc")
     ]
+    without = result["protocol"]["images_without_prediction"]
     note = (
-        f"{result['count']} images, {result['protocol']['images_without_prediction']} of them without a prediction; "
-        f"{result['num_classes']} classes; lemmas by {result['protocol']['lemmatizer']}."
+        f"Errors of language count in mode all (F1_all), not in loc. {result['count']} images, {without} of them without "
+        f"a prediction; {result['num_classes']} classes; lemmas by {result['protocol']['lemmatizer']}."
     )
+    if without > result["count"] / 2:
+        note += " Images without a prediction count as not found; --allow_missing leaves them out."
     statistics = grounding_f1_statistics(read.predictions, read.references)
     return Scores(
         read.image_ids,
