@@ -155,8 +155,8 @@ def score_grounded_captions(results: Path, annotations: Path, *, allow_missing: 
     ]
     without = result["protocol"]["images_without_prediction"]
     note = (
-        f"Errors of language count in mode all (F1_all), not in loc. {result['count']} images, {without} of them without "
-        f"a prediction; {result['num_classes']} classes; lemmas by {result['protocol']['lemmatizer']}."
+        f"Errors of language count in mode all (F1_all), not in loc. {result['count']} images, {without} of them "
+        f"without a prediction; {result['num_classes']} classes; lemmas by {result['protocol']['lemmatizer']}."
     )
     if without > result["count"] / 2:
         note += " Images without a prediction count as not found; --allow_missing leaves them out."

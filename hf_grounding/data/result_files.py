@@ -191,7 +191,7 @@ def read_grounded_results(
     }
     _refuse_unknown(predictions, captions, "image", result_file, reference_file)
     _refuse_without_references(captions, reference_file)
-    image_ids = [image_id for image_id in captions if image_id in predictions or not allow_missing]
+    image_ids = [image_id for image_id in captions if predictions.get(image_id) or not allow_missing]
     return GroundedResults(
         image_ids,
         [predictions.get(image_id) for image_id in image_ids],
