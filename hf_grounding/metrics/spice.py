@@ -111,9 +111,9 @@ def _find_java_and_jars(models_dir: str | os.PathLike | None) -> tuple[str, str]
     missing = [name for name in MODELS if not (folder / name).is_file()]
     if missing:
         raise JavaMetricUnavailable(
-            f"SPICE needs the models of Stanford CoreNLP 3.6.0, and '{folder}' has no {' and no '.join(missing)}: unpack "
-            "https://nlp.stanford.edu/software/stanford-corenlp-full-2015-12-09.zip and give its folder as "
-            f"`models_dir` or in the environment variable {MODELS_VARIABLE}."
+            f"SPICE needs the models of Stanford CoreNLP 3.6.0, and '{folder}' has no {' and no '.join(missing)}: "
+            "unpack https://nlp.stanford.edu/software/stanford-corenlp-full-2015-12-09.zip and give its folder "
+            f"as `models_dir` or in the environment variable {MODELS_VARIABLE}."
         )
     version = subprocess.run([java, "-version"], capture_output=True, text=True, errors="replace", check=False).stderr
     number = re.search(r'version "(?:1\.)?(\d+)', version)
