@@ -198,7 +198,9 @@ def compare(first: Scores, second: Scores) -> tuple[dict[str, Any], Table]:
         }
         for name, row in comparison.items()
     ]
-    note = "Paired bootstrap over images, 1000 resamples. A METEOR here is the mean over images, not the corpus value."
+    note = f"Paired bootstrap over {len(first.ids)} images or questions, 1000 resamples."
+    if "meteor" in comparison:
+        note += " METEOR here is the mean over images, not the value of the corpus."
     return comparison, Table("Comparison", rows, note)
 
 
