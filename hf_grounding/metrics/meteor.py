@@ -87,12 +87,12 @@ class MeteorProcess:
         Raises:
             JavaMetricUnavailable, RuntimeError, TimeoutError: As in `meteor`.
         """
-        captions = (
+        lines = (
             ["SCORE", *map(_sentence, captions), _sentence(prediction)]
             for prediction, captions in zip(predictions, references, strict=True)
         )
         # An empty prediction still ends in a separator and a space; without the space Java would drop the field.
-        questions = "".join(SEPARATOR.join(fields) + "\n" for fields in captions)
+        questions = "".join(SEPARATOR.join(fields) + "\n" for fields in lines)
         with self._lock:
             java, stderr = self._running()
             expired, answered = threading.Event(), False
