@@ -41,16 +41,10 @@ def meteor(
         TimeoutError: If it takes longer than `timeout`. The next call starts it anew, after either error.
         ValueError: As in `bleu`.
     """
-    return meteor_of_tokens(*read_captions(predictions, references), timeout=timeout)
-
-
-def meteor_of_tokens(
-    predictions: list[Tokens], references: list[list[Tokens]], *, timeout: float = 600.0
-) -> dict[str, Any]:
-    """`meteor` of captions read by `read_captions`."""
+    hypotheses, read = read_captions(predictions, references)
     # A forked process must not talk to its parent's Java, so each has its own.
     process = _processes.setdefault(os.getpid(), MeteorProcess())
-    corpus, per_image = process.score(predictions, references, timeout=timeout)
+    corpus, per_image = process.score(hypotheses, read, timeout=timeout)
     return {"meteor": corpus, "per_image": per_image, "count": len(per_image)}
 
 

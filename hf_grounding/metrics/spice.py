@@ -59,20 +59,10 @@ def spice(
         TimeoutError: If it takes longer than `timeout`.
         ValueError: As in `bleu`.
     """
-    return spice_of_tokens(*read_captions(predictions, references), models_dir=models_dir, timeout=timeout)
-
-
-def spice_of_tokens(
-    predictions: list[Tokens],
-    references: list[list[Tokens]],
-    *,
-    models_dir: str | os.PathLike | None = None,
-    timeout: float = 3600.0,
-) -> dict[str, Any]:
-    """`spice` of captions read by `read_captions`."""
+    hypotheses, read = read_captions(predictions, references)
     images = [
         {"image_id": image, "test": _sentence(prediction), "refs": [_sentence(caption) for caption in captions]}
-        for image, (prediction, captions) in enumerate(zip(predictions, references, strict=True))
+        for image, (prediction, captions) in enumerate(zip(hypotheses, read, strict=True))
     ]
     java, class_path = _find_java_and_jars(models_dir)
     with tempfile.TemporaryDirectory(prefix="hf_grounding_spice_") as folder, tempfile.TemporaryFile() as stderr:

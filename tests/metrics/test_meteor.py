@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hf_grounding.metrics._java import JavaMetricUnavailable
-from hf_grounding.metrics.meteor import MeteorProcess, _processes, meteor, meteor_of_tokens
+from hf_grounding.metrics.meteor import MeteorProcess, _processes, meteor
 
 needs_java = pytest.mark.skipif(
     shutil.which("java") is None or find_spec("pycocoevalcap") is None,
@@ -89,7 +89,7 @@ def test_a_second_call_in_the_same_process_gives_the_same(golden):
 def test_tokens_are_taken_as_they_are(golden):
     predictions = [caption.split() for caption in golden["tokenized_hypotheses"]]
     references = [[caption.split() for caption in captions] for captions in golden["tokenized_references"]]
-    assert meteor_of_tokens(predictions, references) == meteor(golden["hypotheses"], golden["references"])
+    assert meteor(predictions, references) == meteor(golden["hypotheses"], golden["references"])
 
 
 @needs_java
@@ -104,8 +104,8 @@ def test_an_empty_prediction_scores_0_and_leaves_the_others_alone(empty):
 @needs_java
 @pytest.mark.parametrize("captions", [[[]], [["\n", "EVAL ||| 1"], ["a", "cat"]]])
 def test_references_do_not_break_the_protocol(captions):
-    expected = meteor_of_tokens(CAT, CATS)["per_image"]
-    assert meteor_of_tokens(CAT * 2, [captions, *CATS])["per_image"][1:] == expected
+    expected = meteor(CAT, CATS)["per_image"]
+    assert meteor(CAT * 2, [captions, *CATS])["per_image"][1:] == expected
 
 
 @needs_java
@@ -125,25 +125,25 @@ def test_the_language_of_the_system_does_not_matter(golden, own_process, monkeyp
 
 @needs_java
 def test_java_is_stopped_when_time_is_over_and_started_again():
-    expected = meteor_of_tokens(CAT, CATS)
+    expected = meteor(CAT, CATS)
     many = 20_000  # take seconds
     with pytest.raises(TimeoutError, match=r"METEOR of 20000 captions took Java more than `timeout` = 0\.05 seconds"):
-        meteor_of_tokens(CAT * many, CATS * many, timeout=0.05)
-    assert meteor_of_tokens(CAT, CATS) == expected
+        meteor(CAT * many, CATS * many, timeout=0.05)
+    assert meteor(CAT, CATS) == expected
 
 
 @needs_java
 def test_java_killed_between_two_calls_is_started_again():
-    expected = meteor_of_tokens(CAT, CATS)
+    expected = meteor(CAT, CATS)
     java = _processes[os.getpid()]._java
     java.kill()
     java.wait()
-    assert meteor_of_tokens(CAT, CATS) == expected
+    assert meteor(CAT, CATS) == expected
 
 
 @needs_stub
 def test_one_process_serves_all_calls_and_says_nothing(stub, capfd):
-    assert len({meteor_of_tokens(CAT, CATS)["meteor"] for _ in range(3)}) == 1
+    assert len({meteor(CAT, CATS)["meteor"] for _ in range(3)}) == 1
     assert capfd.readouterr() == ("", "")
 
 
@@ -161,7 +161,7 @@ def test_leaving_the_context_ends_java(stub):
 @needs_stub
 def test_questions_and_answers_larger_than_any_pipe(stub):
     many = 20_000
-    result = meteor_of_tokens(CAT * many, [[["word"] * 100]] * many, timeout=60)
+    result = meteor(CAT * many, [[["word"] * 100]] * many, timeout=60)
     assert result["count"] == len(result["per_image"]) == many
 
 
@@ -169,7 +169,7 @@ def test_questions_and_answers_larger_than_any_pipe(stub):
 def test_threads_share_one_process(stub):
     results = []
     threads = [
-        threading.Thread(target=lambda size=size: results.append((size, meteor_of_tokens(CAT * size, CATS * size))))
+        threading.Thread(target=lambda size=size: results.append((size, meteor(CAT * size, CATS * size))))
         for size in range(1, 9)
     ]
     for thread in threads:
@@ -183,26 +183,26 @@ def test_threads_share_one_process(stub):
 @needs_stub
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_process_has_a_java_of_its_own(stub):
-    before = meteor_of_tokens(CAT, CATS)
+    before = meteor(CAT, CATS)
     with multiprocessing.get_context("fork").Pool(1) as pool:
-        assert pool.apply(meteor_of_tokens, (CAT, CATS))["meteor"] != before["meteor"]
-    assert meteor_of_tokens(CAT, CATS) == before
+        assert pool.apply(meteor, (CAT, CATS))["meteor"] != before["meteor"]
+    assert meteor(CAT, CATS) == before
 
 
 @needs_stub
 def test_java_that_dies_shows_what_it_wrote(stub, monkeypatch):
     monkeypatch.setenv("STUB", "die")
     with pytest.raises(RuntimeError, match=r"exit code 1\) after 1 of 50000 answers[^$]*thread main: out of stub"):
-        meteor_of_tokens(CAT * 50_000, CATS * 50_000)
+        meteor(CAT * 50_000, CATS * 50_000)
     monkeypatch.delenv("STUB")
-    assert meteor_of_tokens(CAT, CATS)["count"] == 1
+    assert meteor(CAT, CATS)["count"] == 1
 
 
 @needs_stub
 def test_an_error_in_place_of_an_answer_is_raised(stub, monkeypatch):
     monkeypatch.setenv("STUB", "error")
     with pytest.raises(RuntimeError, match="METEOR failed: Java answered 'Error: specify stub'"):
-        meteor_of_tokens(CAT, CATS)
+        meteor(CAT, CATS)
 
 
 @needs_stub
@@ -211,7 +211,7 @@ def test_java_that_hangs_is_stopped(stub, monkeypatch, many):
     monkeypatch.setenv("STUB", "hang")
     start = time.monotonic()
     with pytest.raises(TimeoutError, match=r"0\.5 seconds"):
-        meteor_of_tokens(CAT * many, CATS * many, timeout=0.5)
+        meteor(CAT * many, CATS * many, timeout=0.5)
     assert time.monotonic() - start < 10
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from hf_grounding.metrics._java import JavaMetricUnavailable
-from hf_grounding.metrics.spice import MODELS, spice, spice_of_tokens
+from hf_grounding.metrics.spice import MODELS, spice
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the stub is a script with a `#!` line")
 
@@ -130,7 +130,7 @@ def test_java_gets_the_captions_tokenised_as_in_the_toolkit(toolkit):
 
 
 def test_tokens_are_taken_as_they_are(toolkit):
-    spice_of_tokens([["A", 1], ["b"], []], [[["c"]]] * 3)
+    spice([["A", 1], ["b"], []], [[["c"]]] * 3)
     asked = json.loads((toolkit.parents[1] / "log.json").read_text())[2]
     assert [image["test"] for image in asked] == ["A 1", "b", ""]
 
