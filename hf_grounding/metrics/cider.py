@@ -172,7 +172,7 @@ class CiderScorer:
         products = np.bincount(pair * 4 + length, prediction * reference, minlength=4 * len(pair_caption))
         products = products.reshape(-1, 4)
         both = norms[pair_prediction] * self.norms[pair_caption]
-        cosines = np.divide(products, both, out=products, where=both != 0)
+        cosines = np.divide(products, both, out=np.zeros_like(both), where=both != 0)
         if self.variant == "cider_d":
             # The toolkit takes the number of pairs for the length.
             num_pairs = np.maximum(0, counts.num_words - 1)[pair_prediction]
