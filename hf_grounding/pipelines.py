@@ -6,13 +6,11 @@ The task joins transformers' registry once both `hf_grounding` and `transformers
 import os
 from typing import Any
 
-from PIL import Image, ImageOps
 from transformers import AutoModelForZeroShotObjectDetection
-from transformers.image_utils import load_image
 from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 
 from .processing.grounding import Grounding
-from .processing.image_processing_multilevel import eight_bits
+from .processing.photos import load_photo
 from .processing.words import parse_brackets
 
 TASK = "phrase-grounding"
@@ -118,34 +116,6 @@ class PhraseGroundingPipeline(Pipeline):
         """Model and processor, which load wherever hf_grounding is installed; no copy of this file, no remote code."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
-
-
-def load_photo(image: Any, timeout: float | None = None) -> Image.Image:
-    r"""Photo from a path, URL, data URI or PIL image: upright (EXIF) and RGB.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no image, is cut off, or has more pixels than PIL opens.
-    """
-    source = os.fspath(image) if isinstance(image, os.PathLike) else image
-    is_file = isinstance(source, str) and not source.startswith(("http://", "https://", "data:image/"))
-    if is_file and not os.path.exists(source):
-        raise FileNotFoundError(f"No photo '{source}'.")
-    if is_file and os.path.isdir(source):
-        raise ValueError(f"'{source}' is a folder; give one photo.")
-    name = f"'{source[:200]}'" if isinstance(source, str) else f"The photo ({type(source).__name__})"
-    try:
-        photo = Image.open(source) if is_file else source
-        if isinstance(photo, Image.Image):
-            photo = eight_bits(ImageOps.exif_transpose(photo))
-        return load_image(photo, timeout=timeout)
-    except Image.DecompressionBombError as error:
-        raise ValueError(
-            f"{name} is larger than PIL opens: {error} Make it smaller, or, if you trust it, raise "
-            "`PIL.Image.MAX_IMAGE_PIXELS`."
-        ) from error
-    except Exception as error:  # damaged files end in many kinds of errors: OSError, SyntaxError, struct.error, ...
-        raise ValueError(f"{name} cannot be read as an image: {error}") from error
 
 
 def register_pipeline() -> None:

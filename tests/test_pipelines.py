@@ -12,8 +12,9 @@ from PIL import Image
 from transformers import ResNetConfig, pipeline
 
 from hf_grounding import MultiLevelGroundingConfig, MultiLevelGroundingModel, MultiLevelGroundingProcessor
-from hf_grounding.pipelines import PhraseGroundingPipeline, load_photo
+from hf_grounding.pipelines import PhraseGroundingPipeline
 from hf_grounding.processing.image_processing_multilevel import MultiLevelGroundingImageProcessorPil
+from hf_grounding.processing.photos import load_photo
 from hf_grounding.processing.words import train_word_tokenizer
 
 REPO = Path(__file__).resolve().parents[1]

@@ -38,7 +38,8 @@ def ground(
     with working():
         from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
-        from ..pipelines import PhraseGroundingPipeline, load_photo
+        from ..pipelines import PhraseGroundingPipeline
+        from ..processing.photos import load_photo
         from ..processing.words import unknown_words
 
         image = load_photo(photo)

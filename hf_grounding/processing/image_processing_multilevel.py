@@ -10,6 +10,8 @@ from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, PILImageResampling
 
+from .photos import eight_bits
+
 
 class MultiLevelGroundingImageProcessorPil(PilBackend):
     r"""Photo -> `pixel_values`.
@@ -29,22 +31,6 @@ class MultiLevelGroundingImageProcessorPil(PilBackend):
 
     def convert_to_rgb(self, image: Any, **kwargs: Any) -> np.ndarray:
         return super().convert_to_rgb(eight_bits(image) if isinstance(image, Image.Image) else image, **kwargs)
-
-
-def eight_bits(image: Image.Image) -> Image.Image:
-    r"""The image with at most 8 bits a channel: PIL would clip the values of others at 255 instead of scaling them.
-
-    Raises:
-        ValueError: If its pixels are 32-bit integers above 255 or fractions, whose range is not known.
-    """
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode == "F" or (image.mode == "I" and np.abs(np.asarray(image)).max() > 255):
-        raise ValueError(
-            f"its pixels are 32-bit numbers (mode {image.mode!r}), and how bright they are is not known; save it with "
-            "8 or 16 bits a channel."
-        )
-    return image
 
 
 __all__ = ["MultiLevelGroundingImageProcessorPil"]
