@@ -74,7 +74,16 @@ setup(
     ],
     extras_require={
         "coco": ["pycocoevalcap>=1.2"],  # METEOR and SPICE, which need Java too
-        "dev": ["pytest", "hypothesis", "ruff", "mypy", "types-PyYAML", "build", "setuptools>=77"],
+        "dev": [
+            "pytest",
+            "hypothesis",
+            "pycocoevalcap>=1.2",
+            "ruff",
+            "mypy",
+            "types-PyYAML",
+            "build",
+            "setuptools>=77",
+        ],
     },
     entry_points={"console_scripts": ["hf-grounding=hf_grounding.cli:main"]},
     cmdclass={"build_py": BuildWithRecipes},

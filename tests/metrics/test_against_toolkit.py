@@ -1,4 +1,4 @@
-"""Tokens, BLEU, ROUGE-L and CIDEr-D beside the COCO toolkit and its Java tokeniser, on real captions.
+"""Tokens, BLEU, ROUGE-L, CIDEr-D and METEOR beside the COCO toolkit and its Java tokeniser, on real captions.
 
 They need `../shared/data`, Java and `pip install pycocoevalcap` (its jars come with it).
 """
@@ -18,6 +18,7 @@ import pytest
 
 from hf_grounding.metrics.bleu import bleu
 from hf_grounding.metrics.cider import cider
+from hf_grounding.metrics.meteor import meteor
 from hf_grounding.metrics.ptb_tokenizer import ptb_tokenize
 from hf_grounding.metrics.rouge_l import rouge_l
 
@@ -109,6 +110,11 @@ def test_flickr8k_val_has_the_toolkits_tokens_and_scores(java_tokenize, data_dir
             "cider_d",
             cider(predictions, references),
             scorer("cider.cider", "Cider").compute_score(ground_truth, results),
+        ),
+        (
+            "meteor",
+            meteor(predictions, references),
+            scorer("meteor.meteor", "Meteor").compute_score(ground_truth, results),
         ),
     ):
         assert result[name] == pytest.approx(of_corpus, abs=1e-9)
