@@ -3,6 +3,7 @@
 import json
 import math
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -135,7 +136,7 @@ def test_text_and_its_tokens_score_the_same():
 
 def test_tokens_may_be_numbers():
     hypotheses, references = random_captions()
-    numbers = [np.array([int(word[1:]) for word in caption], dtype=np.int64) for caption in hypotheses]
+    numbers: list[Any] = [np.array([int(word[1:]) for word in caption], dtype=np.int64) for caption in hypotheses]
     numbers_of_references = [[[int(word[1:]) for word in caption] for caption in captions] for captions in references]
     assert bleu(numbers, numbers_of_references) == bleu(hypotheses, references)
 

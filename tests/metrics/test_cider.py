@@ -12,7 +12,7 @@ import pytest
 
 from hf_grounding.metrics.cider import CiderScorer, DocumentFrequencies, cider
 
-VARIANTS = ["cider_d", "cider"]
+VARIANTS: list[Any] = ["cider_d", "cider"]
 CAPTIONS = [["a dog runs on grass"], ["two cats sleep on a sofa"], ["a man rides a horse"]]
 
 
@@ -183,7 +183,7 @@ def test_text_and_its_tokens_score_the_same():
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_scorer_takes_images_repeated_and_in_any_order(variant):
     hypotheses, references = random_captions()
-    images = np.random.default_rng(2).integers(0, 40, 100)
+    images: Any = np.random.default_rng(2).integers(0, 40, 100)
     captions = [hypotheses[row % 40] for row in range(100)]
     scorer = CiderScorer(references, df=DocumentFrequencies.of(references), variant=variant)
     expected = cider(
@@ -353,5 +353,6 @@ def test_messages_name_the_image_and_what_came(predictions, references, hint):
 
 
 def test_an_unknown_variant_is_named():
+    variant: Any = "cider_r"
     with pytest.raises(ValueError, match="cider_r"):
-        cider(["a", "b"], [["a"], ["b"]], variant="cider_r")
+        cider(["a", "b"], [["a"], ["b"]], variant=variant)

@@ -1,6 +1,7 @@
 """ROUGE-L: golden numbers of the COCO toolkit, a slow literal version, values worked by hand, messages."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,7 +96,8 @@ def test_text_and_its_tokens_score_the_same():
 
 
 def test_tokens_may_be_numbers():
-    result = rouge_l([np.array([4, 1, 7, 0])], [[[4, 7, 0]]])
+    ids: Any = np.array([4, 1, 7, 0])
+    result = rouge_l([ids], [[[4, 7, 0]]])
     assert result["rouge_l"] == pytest.approx(f_score(3 / 4, 1), abs=1e-12)
 
 
