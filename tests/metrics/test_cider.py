@@ -164,13 +164,14 @@ def test_repeated_words_help_without_clipping_only():
     assert twice == pytest.approx([10 / 4 / 2 * math.exp(-1 / 72), 10 / 4], abs=1e-12)
 
 
-def test_no_word_is_as_long_as_one():
-    # The penalty compares numbers of pairs of words, so 0 and 1 words against 3 are both two pairs off.
-    references = [["x y z"], ["u"]]
-    assert cider(["x", "u"], references)["per_image"][0] == pytest.approx(
-        10 / 4 * math.exp(-4 / 72) / math.sqrt(3), abs=1e-12
-    )
-    assert cider(["", "u"], references)["per_image"][0] == 0
+@pytest.mark.parametrize("num_words", [1, 2, 3, 9])
+def test_penalty_grows_with_the_difference_of_the_lengths(num_words):
+    # Only the word x is shared; its cosine with three words x y z is 1 / sqrt 3.
+    hypothesis = ["x", *map(str, range(num_words - 1))]
+    result = cider([hypothesis, ["u"]], [[["x", "y", "z"]], [["u"]]])
+    cosine = 1 / math.sqrt(3) / math.sqrt(num_words)
+    expected = 10 / 4 * cosine * math.exp(-((num_words - 3) ** 2) / 72)
+    assert result["per_image"][0] == pytest.approx(expected, abs=1e-12)
 
 
 def test_text_and_its_tokens_score_the_same():
@@ -239,6 +240,21 @@ def test_saving_replaces_the_file(tmp_path):
     DocumentFrequencies.of(CAPTIONS[:2]).save(path)
     assert DocumentFrequencies.load(path).num_images == 2
     assert [file.name for file in tmp_path.iterdir()] == ["train"]
+
+
+def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "train.npz"
+    DocumentFrequencies.of(CAPTIONS).save(path)
+
+    def full(file, **arrays):
+        file.write(b"half of it")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", full)
+    with pytest.raises(OSError, match="No space left"):
+        DocumentFrequencies.of(CAPTIONS[:2]).save(path)
+    assert DocumentFrequencies.load(path).num_images == 3
+    assert [file.name for file in tmp_path.iterdir()] == ["train.npz"]
 
 
 @pytest.mark.parametrize("number", [int, str])

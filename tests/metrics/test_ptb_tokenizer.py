@@ -22,6 +22,7 @@ CAPTIONS = {
     "the dogs' bowls, Jones's drive-thru's": "the dogs bowls jones 's drive-thru 's",
     "a \"red\" sign, 'stop' and ``go'' `so'": "a red sign stop and go so",
     "“smart” ‘single’": "smart single",
+    "it\x92s a child\x92s": "it 's a child 's",
     "it’s a child’s toy and they don’t": "it 's a child 's toy and they do n't",
     "(a) [b] {c} (two words)": "-lrb- a -rrb- -lsb- b -rsb- -lcb- c -rcb- -lrb- two words -rrb-",
     "a <tag> </b> 3 < 4": "a <tag> </b> 3 < 4",
@@ -52,7 +53,7 @@ CAPTIONS = {
     "smile :) :-) ;) :( =) :D ^_^ :-/": "smile :-rrb- :--rrb- ;-rrb- :-lrb- =-rrb- :d ^_^ /",
     "wait... what.. no.... yes… so . . . on": "wait what no yes so on",
     "a...b a…b": "a. b a b",
-    "a dash - here -- there --- and – en — em-dash mid—word a--b": "a dash here there and en em-dash mid word a b",
+    "a dash - here -- there --- and ----- or – en — em-dash mid—word a--b": "a dash here there and ----- or en em-dash mid word a b",
     "AT&T, R&B, M&M's, black & white, black&white": "at&t r&b m&m 's black & white black & white",
     "&amp; &lt; &quot;": "& <",
     "t-shirt T-Shirt x-ray mother-in-law 10-year-old pre-2000": (
