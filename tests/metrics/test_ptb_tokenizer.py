@@ -53,7 +53,9 @@ CAPTIONS = {
     "smile :) :-) ;) :( =) :D ^_^ :-/": "smile :-rrb- :--rrb- ;-rrb- :-lrb- =-rrb- :d ^_^ /",
     "wait... what.. no.... yes… so . . . on": "wait what no yes so on",
     "a...b a…b": "a. b a b",
-    "a dash - here -- there --- and ----- or – en — em-dash mid—word a--b": "a dash here there and ----- or en em-dash mid word a b",
+    "a dash - here -- there --- and ----- or – en — em-dash mid—word a--b": (
+        "a dash here there and ----- or en em-dash mid word a b"
+    ),
     "AT&T, R&B, M&M's, black & white, black&white": "at&t r&b m&m 's black & white black & white",
     "&amp; &lt; &quot;": "& <",
     "t-shirt T-Shirt x-ray mother-in-law 10-year-old pre-2000": (
