@@ -74,6 +74,17 @@ def median_seconds(functions: dict[str, Callable[[], Any]], rounds: int) -> tupl
     return {name: statistics.median(values) for name, values in seconds.items()}, results
 
 
+def median_of_batches(function: Callable[..., Any], batches: list[tuple[Any, ...]]) -> tuple[float, list[Any]]:
+    """Median time of calls on different batches one after another, as in a training, and what they returned."""
+    seconds, results = [], []
+    function(*batches[0])  # warms up
+    for batch in batches:
+        started = time.perf_counter()
+        results.append(function(*batch))
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds), results
+
+
 def table(*columns: str) -> None:
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
 
@@ -158,19 +169,16 @@ def compare_rewards(images: Images, batch_sizes: list[int], rounds: int, toolkit
         score_batch = toolkit_rewards(texts)
     worst = 0.0
     for size in batch_sizes:
-        numbers, captions = batch_of(size)
-        functions: dict[str, Callable[[], Any]] = {"ours": partial(scorer, captions, numbers)}
+        batches = [batch_of(size) for _ in range(rounds)]
+        ours, scores = median_of_batches(scorer, [(captions, numbers) for numbers, captions in batches])
+        cells = []
         if toolkit:
-            joined = [" ".join(tokens) for tokens in captions]
-            functions["toolkit"] = partial(score_batch, joined, numbers, cooked=False)
-            functions["cooked"] = partial(score_batch, joined, numbers, cooked=True)
-        scorer(captions, numbers)  # warms up
-        seconds, scores = median_seconds(functions, rounds)
-        ms = {name: 1000 * value for name, value in seconds.items()}
-        cells = [cell for name in list(ms)[1:] for cell in (f"{ms[name]:.1f}", f"{ms[name] / ms['ours']:.1f}")]
-        row(str(size), f"{ms['ours']:.2f}", *cells)
-        if toolkit:
-            worst = max(worst, float(np.abs(scores["ours"] - scores["cooked"]).max()))
+            joined = [([" ".join(tokens) for tokens in captions], numbers) for numbers, captions in batches]
+            for cooked in (False, True):
+                theirs, values = median_of_batches(partial(score_batch, cooked=cooked), joined)
+                cells += [f"{1000 * theirs:.1f}", f"{theirs / ours:.1f}"]
+            worst = max(worst, *(float(np.abs(mine - its).max()) for mine, its in zip(scores, values, strict=True)))
+        row(str(size), f"{1000 * ours:.2f}", *cells)
     if toolkit:
         print(
             "\nThe toolkit's `CiderScorer` knows no frequencies but those of its references: as it is, it cooks and\n"

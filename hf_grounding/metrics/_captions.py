@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Sequence, Sized
 from dataclasses import dataclass
 from itertools import chain
 from typing import TypeAlias
@@ -11,7 +11,7 @@ import numpy as np
 
 from .ptb_tokenizer import ptb_tokenize
 
-Caption: TypeAlias = str | Sequence[Hashable]  # text, or tokens (words or ids) taken as they are
+Caption: TypeAlias = str | Sequence[Hashable] | np.ndarray  # text, or tokens (words or ids) taken as they are
 Tokens: TypeAlias = list[Hashable]
 
 
@@ -19,7 +19,9 @@ def tokens_of(caption: Caption, where: str) -> Tokens:
     """Tokens of a text by `ptb_tokenize`, or of a list as it is; `ValueError` names `where` if it is neither."""
     if isinstance(caption, str):
         return list(ptb_tokenize(caption))
-    if isinstance(caption, list | tuple | np.ndarray):
+    if isinstance(caption, np.ndarray):
+        return caption.tolist()
+    if isinstance(caption, list | tuple):
         return list(caption)
     raise ValueError(f"{where} must be text or a list of tokens, got {caption!r}.")
 
@@ -30,6 +32,8 @@ def read_references(references: Sequence[Sequence[Caption]]) -> list[list[Tokens
     Raises:
         ValueError: If there are no images, or one has no references, or text in place of a list of them.
     """
+    if not isinstance(references, Sized) or isinstance(references, str):
+        raise ValueError(f"`references` must hold a list of captions per image, got {references!r}.")
     if not len(references):
         raise ValueError("There is nothing to score: `references` is empty; expected a list of captions per image.")
     read = []
@@ -46,10 +50,11 @@ def read_captions(
     predictions: Sequence[Caption], references: Sequence[Sequence[Caption]]
 ) -> tuple[list[Tokens], list[list[Tokens]]]:
     """Tokens of one prediction and of all references per image; `ValueError` also if their numbers differ."""
-    if len(predictions) != len(references):
-        raise ValueError(
-            f"Got {len(predictions)} predictions for references of {len(references)} images; give one each."
-        )
+    if not isinstance(predictions, Sized) or isinstance(predictions, str):
+        raise ValueError(f"`predictions` must be a list of one caption per image, got {predictions!r}.")
+    if not isinstance(references, Sized) or len(predictions) != len(references):
+        number = len(references) if isinstance(references, Sized) else repr(references)
+        raise ValueError(f"Got {len(predictions)} predictions for references of {number} images; give one each.")
     read = read_references(references)
     return [tokens_of(caption, f"Prediction {image}") for image, caption in enumerate(predictions)], read
 
@@ -57,8 +62,8 @@ def read_captions(
 class Ngrams:
     r"""The n-grams of length 1 to 4 of a set of captions, numbered without gaps: words first, then pairs, ...
 
-    A pair is known by the numbers of its two words, three words by those of the first pair and the last word, four by
-    those of two pairs. So each is one 64-bit key, exactly, and a sorted array of keys is the whole dictionary.
+    An n-gram is known by the number of its beginning, all but the last word, and that of the last word. So each is one
+    64-bit key, exactly, and a sorted array of keys is the whole dictionary.
 
     Args:
         vocabulary (`dict`): Token -> number.
@@ -84,16 +89,16 @@ class Ngrams:
     def find(self, other: Ngrams) -> np.ndarray:
         """Number here of every n-gram of `other`, -1 where it is unknown: (len(other),)."""
         words = np.fromiter((self.vocabulary.get(token, -1) for token in other.vocabulary), np.int64)
-        pairs = words  # not read before it is set
-        found = [words]
-        for length, (keys, known) in enumerate(zip(other.keys, self.keys, strict=True), start=2):
-            left, right = (words if length == 2 else pairs), (pairs if length == 4 else words)
-            heads, tails = left[keys >> 32], right[keys & 0xFFFFFFFF]
-            rank = _rank(known, (heads << 32) | tails)
-            rank[(heads < 0) | (tails < 0)] = -1
-            if length == 2:
-                pairs = rank
-            found.append(np.where(rank < 0, -1, rank + self.first[length - 1]))
+        found, beginnings = [words], words
+        for keys, known, first in zip(other.keys, self.keys, self.first[1:], strict=False):
+            heads, tails = beginnings[keys >> 32], words[keys & 0xFFFFFFFF]
+            beginnings = np.full(len(keys), -1)
+            possible = np.flatnonzero((heads >= 0) & (tails >= 0))  # what begins as nothing here is not here
+            if len(known) and len(possible):
+                wanted = (heads[possible] << 32) | tails[possible]
+                position = np.searchsorted(known, wanted).clip(max=len(known) - 1)
+                beginnings[possible] = np.where(known[position] == wanted, position, -1)
+            found.append(np.where(beginnings < 0, -1, beginnings + first))
         return np.concatenate(found)
 
 
@@ -130,17 +135,14 @@ def count_ngrams(captions: Sequence[Tokens]) -> tuple[Ngrams, NgramCounts]:
     )
     num_words = np.fromiter(map(len, captions), np.int64, len(captions))
     caption = np.repeat(np.arange(len(captions)), num_words)
-    pairs = np.full(len(words), -1)
     keys: list[np.ndarray] = []
     numbers, owners = [words], [caption]
-    first = len(vocabulary)
+    first, beginnings = len(vocabulary), words
     for length in (2, 3, 4):
         starts = np.flatnonzero(caption[: 1 - length] == caption[length - 1 :])
-        heads = words[starts] if length == 2 else pairs[starts]
-        tails = pairs[starts + 2] if length == 4 else words[starts + length - 1]
-        found, rank = np.unique((heads << 32) | tails, return_inverse=True)
-        if length == 2:
-            pairs[starts] = rank
+        found, rank = np.unique((beginnings[starts] << 32) | words[starts + length - 1], return_inverse=True)
+        beginnings = np.full(len(words), -1)
+        beginnings[starts] = rank
         keys.append(found)
         numbers.append(rank + first)
         owners.append(caption[starts])
@@ -152,11 +154,3 @@ def count_ngrams(captions: Sequence[Tokens]) -> tuple[Ngrams, NgramCounts]:
     offsets = np.searchsorted(owner, np.arange(len(captions) + 1))
     counts = NgramCounts(offsets, ngram.astype(np.int32), count.astype(np.int32), num_words)
     return Ngrams(vocabulary, keys), counts
-
-
-def _rank(known: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Position in the sorted `known` of every key, -1 where it is not there."""
-    if not len(known):
-        return np.full(len(keys), -1)
-    position = np.searchsorted(known, keys).clip(max=len(known) - 1)
-    return np.where(known[position] == keys, position, -1)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ._captions import Caption, NgramCounts, Ngrams, count_ngrams, read_references, tokens_of
+from ._captions import Caption, NgramCounts, Ngrams, count_ngrams, read_captions, read_references, tokens_of
 from ._protocol import check_choice
 
 SIGMA = 6.0  # of the length penalty, in words
@@ -46,7 +46,7 @@ class DocumentFrequencies:
         """Writes a plain `.npz` file, aside and renamed: tokens, keys of the n-grams, counts."""
         path = Path(path)
         tokens = list(self.ngrams.vocabulary)
-        if len({type(token) for token in tokens}) > 1 or not isinstance(tokens[0], str | int):
+        if {type(token) for token in tokens} not in ({str}, {int}):
             raise ValueError("Only frequencies of tokens that are all texts or all whole numbers can be saved.")
         aside = path.with_name(f".part-{path.name}")
         arrays: dict[str, Any] = {f"keys_{length}": keys for length, keys in enumerate(self.ngrams.keys, start=2)}
@@ -68,7 +68,7 @@ class DocumentFrequencies:
             ValueError: It is no such file, or is cut off.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
                 tokens, counts, num_images = file["tokens"].tolist(), file["counts"], int(file["num_images"])
                 keys = [file[f"keys_{length}"] for length in (2, 3, 4)]
         except FileNotFoundError:
@@ -133,7 +133,7 @@ class CiderScorer:
         frequencies = self.frequencies
         return frequencies.weights(numbers if frequencies.ngrams is self.ngrams else frequencies.ngrams.find(ngrams))
 
-    def __call__(self, predictions: Sequence[Caption], images: Sequence[int] | None = None) -> np.ndarray:
+    def __call__(self, predictions: Sequence[Caption], images: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         r"""Score of each caption.
 
         Args:
@@ -149,7 +149,10 @@ class CiderScorer:
         """
         read = [tokens_of(caption, f"Prediction {row}") for row, caption in enumerate(predictions)]
         num_images = len(self.first_caption) - 1
-        image = np.arange(num_images) if images is None else np.asarray(images, dtype=np.int64)
+        image = np.arange(num_images) if images is None else np.asarray(images)
+        if len(image) and image.dtype.kind not in "iu":
+            raise ValueError(f"`images` must be whole numbers, positions in the references; got {images}.")
+        image = image.astype(np.int64)
         if len(image) != len(read):
             raise ValueError(f"Got {len(predictions)} predictions for {len(image)} images; give one image for each.")
         if len(image) and not 0 <= image.min() <= image.max() < num_images:
@@ -217,9 +220,8 @@ def cider(
     Raises:
         ValueError: As in `bleu`; warns if the weights are those of one image.
     """
-    if len(predictions) != len(references):
-        raise ValueError(f"Got {len(predictions)} predictions for references of {len(references)} images.")
-    scores = CiderScorer(references, df=df, variant=variant)(predictions)
+    hypotheses, read = read_captions(predictions, references)
+    scores = CiderScorer(read, df=df, variant=variant)(hypotheses)
     return {variant: float(scores.mean()), "per_image": scores.tolist(), "count": len(scores)}
 
 

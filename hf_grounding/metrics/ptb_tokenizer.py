@@ -29,12 +29,12 @@ _ABBREVIATIONS = "|".join(
         "(?-i:A)(?:z|rk)|(?-i:D)el|(?-i:I)ll|(?-i:L)a|(?-i:M)(?:ass|iss)|(?-i:O)re|(?-i:P)a|(?-i:T)ex|(?-i:W)ash",
         "Mr|Mrs|Ms|Drs?|Profs?|Sens?|Reps?|Attys?|Lt|Gen|Messrs|Govs?|Adm|Rev|Maj|Sgt|Cpl|Pvt|Capt|Ste?|Ave|Pres|Lieut",
         "Hon|Brig|Com?dr|Cmdr|Pfc|Spc|Supts?|Det|Mt|Ft|Adj|Adv|Asst|Assoc|Ens|Insp|Mlle|Mme|Msgr|Sfc|Blvd|Rd|Jr|Sr|Bros",
-        r"Esq|Ph\.D|Ed\.D|Inc|Cos?|Corp|Ltd|Plc|Bhd|Assn|Univ|Intl|Sys|Bldg|Dept|etc|al|cf|vs|seq|tel|est|ext|sq",
+        r"Esq|Ph\.D|Ed\.D|Inc|Cos?|Corp|Ltd|Plc|Bhd|Assn|Univ|Intl|Sys|Bldg|Dept|etc|al|cf|cont'd|vs|seq|tel|est|ext|sq",
     ]
 )
 _WITH_APOSTROPHE = "|".join(
     [
-        "ol'|somethin'|dunkin'|c'mon|c'est|cont'd|nor'easter|'em|'till?|'cause|'n|'[2-9]0s|'[0-9][0-9](?!\\S)",
+        "ol'|somethin'|dunkin'|c'mon|c'est|nor'easter|'em|'till?|'cause|'n|'[2-9]0s|'[0-9][0-9](?!\\S)",
         rf"[dol]'{_ALNUM}+",
         rf"(?-i:[A-HJ-XZn])'{_LETTER}{{2,}}",  # O'Brien; not I'am
         rf"{_LETTER}{{2,}}(?<=[aeiouy])'[aeiou]{_LETTER}*",  # Hawai'i
@@ -107,7 +107,7 @@ _RULES: list[tuple[re.Pattern[str], Callable[[str], list[str]]]] = [
         (r"\.{3,}|-{2,4}|''|``", _none),
         ("&(?:amp|lt|gt|quot|apos);", _entity),
         (
-            "[\x00-\x1f\x7f-\x9f\u0300-\u036f\u200b-\u200f\u20a5-\u20ab\u20ad-\u20bf\ufe00-\ufe0f\U00010000-\U0010ffff]",
+            "[\x00-\x1f\x7f-\x9f\xab\xad\xbb\u0300-\u036f\u200b-\u200f\u20a5-\u20ab\u20ad-\u20bf\ufe00-\ufe0f\U00010000-\U0010ffff]",
             _none,
         ),
         (r"[^\w\s]|[¹²³¼½¾⁰-₟⅐-↉]", _sign),

@@ -372,3 +372,31 @@ def test_an_unknown_variant_is_named():
     variant: Any = "cider_r"
     with pytest.raises(ValueError, match="cider_r"):
         cider(["a", "b"], [["a"], ["b"]], variant=variant)
+
+
+def test_frequencies_of_arrays_of_ids_can_be_saved_and_those_without_words_cannot(tmp_path):
+    frequencies = DocumentFrequencies.of([[np.array([1, 2, 3])], [[4, 5]]])
+    frequencies.save(tmp_path / "df.npz")
+    loaded = DocumentFrequencies.load(tmp_path / "df.npz")
+    assert loaded.ngrams.vocabulary == {number: number - 1 for number in range(1, 6)}
+    with pytest.raises(ValueError, match="all texts or all whole numbers"):
+        DocumentFrequencies.of([[""], ["..."]]).save(tmp_path / "none.npz")
+
+
+@pytest.mark.parametrize("images", [[1.9], [True], ["0"]])
+def test_images_are_whole_numbers(images):
+    with pytest.raises(ValueError, match="`images` must be whole numbers"):
+        CiderScorer([["a dog"], ["two cats"]])(["a dog"], images)
+
+
+@pytest.mark.parametrize(
+    ("predictions", "references", "message"),
+    [
+        (["a"], 5, "predictions for references of 5 images"),
+        (5, [["a"]], "`predictions` must be a list of one caption per image, got 5"),
+        ("a dog", [["a"]], "`predictions` must be a list of one caption per image, got 'a dog'"),
+    ],
+)
+def test_what_is_no_list_is_refused(predictions, references, message):
+    with pytest.raises(ValueError, match=message):
+        cider(predictions, references)
