@@ -1,18 +1,35 @@
-"""The `Regions` of one image: boxes, and what a detector says of each."""
+"""The `Regions` of one image: boxes, and what a detector says of each; box arithmetic, selection, padding, RoIAlign.
+
+Boxes are xyxy in pixels unless a function says otherwise: (x1, y1) is the upper left corner, (x2, y2) the lower right
+one, edges lie between pixels, so that a box is x2 - x1 wide and the whole image is (0, 0, width, height). Where another
+code counts the pixels at both edges, `plus_one` gives its numbers. Image sizes are (height, width).
+
+All of it is numpy but [`roi_align`] and [`roi_mean`], which work on torch tensors and load torch when called.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
+
+if TYPE_CHECKING:
+    import torch
 
 PER_REGION = ("boxes", "region_features", "class_probs", "labels", "scores")
+TOLERANCE = 1e-3  # how far probabilities may leave [0, 1]: one step of float16 above 1
+LOCATION_ORDERS = {"xxyys": [0, 2, 1, 3], "xyxys": [0, 1, 2, 3]}  # places of a box's numbers in a location vector
+ROI_CHUNK = 64  # boxes that are pooled at once; bounds the memory of what lies between the two products
 
 
-@dataclass
+@dataclass(eq=False)
 class Regions:
     r"""Detected regions of one image, best first.
+
+    Everything is checked when a record is made: about 0.03 ms for 36 regions of 2048 features and 1601 classes.
 
     Args:
         image_id (`str`): Of the image.
@@ -29,7 +46,8 @@ class Regions:
 
     Raises:
         ValueError: If arrays are of wrong shapes or differ in their number of regions, a box is not finite xyxy, a
-            value is not finite, or a probability or score is not in [0, 1]; names the image and the row.
+            value is not finite, a probability or score is not in [0, 1], a label is no class, or the image size is not
+            positive; names the image and the row.
     """
 
     image_id: str
@@ -42,6 +60,28 @@ class Regions:
     detector: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        try:
+            height, width = (int(side) for side in self.image_size)
+            whole = (height, width) == tuple(self.image_size) and min(height, width) > 0
+        except (TypeError, ValueError, OverflowError):
+            whole = False
+        if not whole:
+            raise self._error(
+                f"`image_size` must be (height, width), two positive whole numbers of pixels, got {self.image_size!r}."
+            )
+        self.image_size = (height, width)
+        for name, shape, kinds in (
+            ("boxes", (None, 4), "fiu"),
+            ("region_features", (None, None), "fiu"),
+            ("class_probs", (None, None), "fiu"),
+            ("labels", (None,), "iu"),
+            ("scores", (None,), "fiu"),
+        ):
+            if getattr(self, name) is not None:
+                setattr(self, name, self._read(name, shape, kinds))
+        self._check_values()
+
     def __len__(self) -> int:
         return len(self.boxes)
 
@@ -49,3 +89,571 @@ class Regions:
         """The regions of these rows (indices or mask), in this order."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return Regions(**values | {name: values[name][rows] for name in PER_REGION if values[name] is not None})
+
+    def _error(self, what: str, row: int | None = None) -> ValueError:
+        return ValueError(f"Image {self.image_id!r}{'' if row is None else f', region {row}'}: {what}")
+
+    def _read(self, name: str, shape: tuple[int | None, ...], kinds: str) -> np.ndarray:
+        """The field as array of this shape, with one row for each box, and of one of these kinds of numbers."""
+        try:
+            array = np.asarray(getattr(self, name))
+        except ValueError as error:  # rows of different lengths
+            raise self._error(f"`{name}` is no array: {error}") from error
+        fits = array.ndim == len(shape) and all(
+            want in (None, got) for want, got in zip(shape, array.shape, strict=True)
+        )
+        if not fits:
+            sides = {"boxes": "4", "region_features": "feature_dim", "class_probs": "num_object_classes"}
+            expected = f"(num_regions, {sides[name]})" if name in sides else "(num_regions,)"
+            raise self._error(f"`{name}` must have shape {expected}, got {array.shape}.")
+        if array.dtype.kind not in kinds:
+            raise self._error(f"`{name}` must be {'numbers' if 'f' in kinds else 'integers'}, got {array.dtype}.")
+        if len(array) != len(self.boxes):
+            raise self._error(f"`{name}` has {len(array)} regions where `boxes` has {len(self.boxes)}.")
+        return array
+
+    def _check_values(self) -> None:
+        wrong = ~_are_xyxy(self.boxes)
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise self._error(
+                f"`boxes` must be finite xyxy with x1 <= x2 and y1 <= y2, got {self.boxes[row].tolist()}. "
+                "Boxes in xywh? Use `xywh_to_xyxy` first.",
+                row,
+            )
+        if self.region_features is not None and not _all_finite(self.region_features):
+            row, column = np.argwhere(~np.isfinite(self.region_features))[0].tolist()
+            value = self.region_features[row, column]
+            raise self._error(f"`region_features` must be finite, got {value} in column {column}.", row)
+        for name, hint in (("class_probs", " Logits? Apply the detector's softmax or sigmoid first."), ("scores", "")):
+            array = getattr(self, name)
+            if array is not None and not _all_probabilities(array):
+                row, *column = np.argwhere(~((array >= -TOLERANCE) & (array <= 1 + TOLERANCE)))[0].tolist()
+                where = f" in column {column[0]}" if column else ""
+                raise self._error(f"`{name}` must be in [0, 1], got {array[row][tuple(column)]}{where}.{hint}", row)
+        if self.labels is not None:
+            last = np.iinfo(np.int64).max if self.class_probs is None else self.class_probs.shape[1] - 1
+            wrong = (self.labels < 0) | (self.labels > last)
+            if wrong.any():
+                row = int(wrong.argmax())
+                allowed = "0 or more" if self.class_probs is None else f"a column of `class_probs`, 0 to {last}"
+                raise self._error(f"`labels` must be {allowed}, got {self.labels[row]}.", row)
+
+
+def _all_finite(array: np.ndarray) -> bool:
+    if (
+        array.dtype == np.float16
+    ):  # numpy looks at halves one by one; their exponent bits, all 1 in inf and nan, are fast
+        return bool((array.view(np.uint16) & 0x7C00).max(initial=0) < 0x7C00)
+    return bool(np.isfinite(array).all())
+
+
+def _all_probabilities(array: np.ndarray) -> bool:
+    """True if everything is in [0, 1] but for `TOLERANCE`."""
+    if array.dtype == np.float16 and array.view(np.uint16).max(initial=0) <= 0x3C01:
+        return True  # as integers, 0x3C01 is 1 + 1/1024; all that is larger, nan or has a minus is above
+    return bool(array.min(initial=0) >= -TOLERANCE and array.max(initial=0) <= 1 + TOLERANCE)
+
+
+# Boxes
+
+
+def _numbers(boxes: ArrayLike, name: str = "boxes") -> np.ndarray:
+    """`boxes` (..., 4) as float32 or float64."""
+    array = np.asarray(boxes)
+    if array.ndim == 0 or array.shape[-1] != 4 or array.dtype.kind not in "fiu":
+        raise ValueError(f"`{name}` must be numbers of shape (..., 4), got {array.dtype} of shape {array.shape}.")
+    return array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)
+
+
+def _are_xyxy(boxes: np.ndarray) -> np.ndarray:
+    """(n,) True where a box (n, 4) is finite and its corners are in order."""
+    return np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] >= boxes[:, :2]).all(axis=1)
+
+
+def _rows_of_xyxy(boxes: ArrayLike, name: str = "boxes") -> np.ndarray:
+    """`boxes` (n, 4) as float64; `ValueError` names the rows that are not xyxy."""
+    array = _numbers(boxes, name).astype(np.float64)
+    if array.ndim != 2:
+        raise ValueError(f"`{name}` must have shape (n, 4), got {array.shape}.")
+    wrong = np.flatnonzero(~_are_xyxy(array)).tolist()
+    if wrong:
+        raise ValueError(
+            f"`{name}` must be finite xyxy with x1 <= x2 and y1 <= y2; rows {wrong[:10]} are not, "
+            f"e.g. {array[wrong[0]].tolist()}. Boxes in xywh? Use `xywh_to_xyxy` first."
+        )
+    return array
+
+
+def _sides(image_size: ArrayLike, boxes: np.ndarray, name: str = "image_size") -> np.ndarray:
+    """(width, height, width, height) to divide or multiply `boxes` with, of their dtype."""
+    sizes = np.asarray(image_size)
+    if sizes.shape not in ((2,), (*boxes.shape[:-2], 2)):
+        each = f", or one for each image, shape {(*boxes.shape[:-2], 2)}" if boxes.ndim > 2 else ""
+        raise ValueError(f"`{name}` must be (height, width){each}; got shape {sizes.shape}.")
+    if sizes.dtype.kind not in "fiu" or not (np.isfinite(sizes) & (sizes > 0)).all():
+        raise ValueError(f"`{name}` must be positive (height, width) in pixels, got {sizes.tolist()}.")
+    sides = sizes[..., [1, 0, 1, 0]].astype(boxes.dtype)
+    return sides if sizes.ndim == 1 else sides[..., None, :]
+
+
+def xywh_to_xyxy(boxes: ArrayLike) -> np.ndarray:
+    """Boxes (..., 4) given as upper left corner, width and height."""
+    boxes = _numbers(boxes)
+    return np.concatenate([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], axis=-1)
+
+
+def xyxy_to_xywh(boxes: ArrayLike) -> np.ndarray:
+    """Upper left corner, width and height of boxes (..., 4)."""
+    boxes = _numbers(boxes)
+    return np.concatenate([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], axis=-1)
+
+
+def cxcywh_to_xyxy(boxes: ArrayLike, image_size: ArrayLike = (1, 1)) -> np.ndarray:
+    """Boxes (..., 4) given as centre, width and height in [0, 1], as detectors of the DETR family do; xyxy in pixels.
+
+    `image_size` is that of one image, or (batch, 2) for boxes (batch, num_regions, 4); 1 x 1 leaves them in [0, 1].
+    """
+    boxes = _numbers(boxes)
+    center, half = boxes[..., :2], boxes[..., 2:] / 2
+    return np.concatenate([center - half, center + half], axis=-1) * _sides(image_size, boxes)
+
+
+def normalize_boxes(boxes: ArrayLike, image_size: ArrayLike) -> np.ndarray:
+    """Pixels to shares of the image: boxes (..., 4), `image_size` (2,), or (batch, 2) for (batch, num_regions, 4)."""
+    boxes = _numbers(boxes)
+    return boxes / _sides(image_size, boxes)
+
+
+def denormalize_boxes(boxes: ArrayLike, image_size: ArrayLike) -> np.ndarray:
+    """Shares of the image to pixels: boxes (..., 4), `image_size` (2,), or (batch, 2) for (batch, num_regions, 4)."""
+    boxes = _numbers(boxes)
+    return boxes * _sides(image_size, boxes)
+
+
+def scale_boxes(boxes: ArrayLike, from_size: ArrayLike, to_size: ArrayLike) -> np.ndarray:
+    """Boxes (..., 4) of an image of one size, at the same places in the same image of another size."""
+    boxes = _numbers(boxes)
+    return boxes * (_sides(to_size, boxes, "to_size") / _sides(from_size, boxes, "from_size"))
+
+
+def clip_boxes(boxes: ArrayLike, image_size: ArrayLike) -> np.ndarray:
+    """The parts of boxes (..., 4) inside the image; of a box outside, the nearest place of the border, without area."""
+    boxes = _numbers(boxes)
+    return np.clip(boxes, 0, _sides(image_size, boxes))
+
+
+def box_areas(boxes: ArrayLike, *, plus_one: bool = False) -> np.ndarray:
+    """Areas (...) of boxes (..., 4), in square pixels; `plus_one` adds 1 to widths and heights."""
+    boxes = _numbers(boxes)
+    return (boxes[..., 2:] - boxes[..., :2] + plus_one).prod(axis=-1)
+
+
+def box_iou(boxes_a: ArrayLike, boxes_b: ArrayLike, *, plus_one: bool = False) -> np.ndarray:
+    r"""Intersection over union of every box in `boxes_a` with every box in `boxes_b`.
+
+    Args:
+        boxes_a (`np.ndarray` of shape `(n, 4)`): xyxy, any one unit; pixels with `plus_one`.
+        boxes_b (`np.ndarray` of shape `(m, 4)`): xyxy, the same unit.
+        plus_one (`bool`): Add 1 to widths and heights, of boxes and of overlaps, as codes do that count the pixels at
+            both edges (the bottom-up detector, the evaluator of Grounded Video Description).
+
+    Returns:
+        `np.ndarray` of shape `(n, m)`, float64, values in [0, 1]. Two boxes without area give 0, not NaN.
+
+    Raises:
+        ValueError: If a box is not finite xyxy; names the rows.
+
+    Example:
+
+        >>> box_iou([[0, 0, 2, 2]], [[1, 1, 3, 3]]).round(4)
+        array([[0.1429]])
+    """
+    return _iou(_rows_of_xyxy(boxes_a, "boxes_a"), _rows_of_xyxy(boxes_b, "boxes_b"), plus_one)
+
+
+def _iou(boxes_a: np.ndarray, boxes_b: np.ndarray, plus_one: bool) -> np.ndarray:
+    top_left = np.maximum(boxes_a[:, None, :2], boxes_b[:, :2])  # (n, m, 2)
+    bottom_right = np.minimum(boxes_a[:, None, 2:], boxes_b[:, 2:])  # (n, m, 2)
+    overlap = (bottom_right - top_left + plus_one).clip(min=0).prod(axis=-1)  # (n, m)
+    union = box_areas(boxes_a, plus_one=plus_one)[:, None] + box_areas(boxes_b, plus_one=plus_one) - overlap
+    return overlap / np.maximum(union, np.finfo(union.dtype).tiny)
+
+
+# Selection
+
+
+def nms(
+    boxes: ArrayLike,
+    scores: ArrayLike,
+    iou_threshold: float,
+    classes: ArrayLike | None = None,
+    *,
+    plus_one: bool = False,
+) -> np.ndarray:
+    r"""Non-maximum suppression: drops each box that overlaps a better, kept one by more than `iou_threshold`.
+
+    Args:
+        boxes (`np.ndarray` of shape `(n, 4)`): xyxy.
+        scores (`np.ndarray` of shape `(n,)`): The larger the better; of equal ones the first row is better.
+        iou_threshold (`float`): In [0, 1]. An overlap of exactly this much is kept.
+        classes (`np.ndarray` of shape `(n,)`, *optional*): A box is dropped for one of its own class only.
+        plus_one (`bool`): As in [`box_iou`].
+
+    Returns:
+        `np.ndarray` of shape `(num_kept,)`: rows of the boxes kept, best first.
+
+    Raises:
+        ValueError: For boxes that are not xyxy, scores that are nan, lists of different lengths, or a threshold outside
+            [0, 1].
+    """
+    boxes = _rows_of_xyxy(boxes)
+    scores = _ranked(scores, (len(boxes),))
+    _check_share("iou_threshold", iou_threshold)
+    if classes is not None:
+        classes = np.asarray(classes)
+        if classes.shape != (len(boxes),):
+            raise ValueError(f"`classes` must have one entry per box, shape {(len(boxes),)}, got {classes.shape}.")
+    left = np.argsort(-scores, kind="stable")
+    kept = []
+    while len(left):
+        best, left = left[0], left[1:]
+        kept.append(best)
+        dropped = _iou(boxes[best, None], boxes[left], plus_one)[0] > iou_threshold
+        if classes is not None:
+            dropped &= classes[left] == classes[best]
+        left = left[~dropped]
+    return np.array(kept, dtype=np.intp)
+
+
+def select_regions(
+    boxes: ArrayLike,
+    class_probs: ArrayLike,
+    *,
+    background: int | None,
+    num_regions: int | None = None,
+    threshold: float = 0.2,
+    min_regions: int = 10,
+    max_regions: int = 100,
+    iou_threshold: float = 0.3,
+    plus_one: bool = False,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    r"""The regions of an image worth describing, by the rule of the bottom-up features.
+
+    Boxes go through non-maximum suppression once for each class, ranked by that class. The confidence of a region is
+    its largest probability among the classes in which it survives, 0 if it survives in none. Kept are the `num_regions`
+    most confident regions, or (adaptive) those of confidence at least `threshold`, though no fewer than `min_regions`
+    and no more than `max_regions`, again by confidence. An image that has fewer regions keeps all.
+
+    Args:
+        boxes (`np.ndarray` of shape `(n, 4)`): xyxy, one for all classes of a region (before box regression).
+        class_probs (`np.ndarray` of shape `(n, num_object_classes)`): Detector posterior.
+        background (`int`, *optional*): Column of `class_probs` that is no object (0 for the bottom-up detector); `None`
+            if there is none.
+        num_regions (`int`, *optional*): Keep exactly this many; adaptive if left out.
+        threshold, min_regions, max_regions: Of the adaptive choice.
+        iou_threshold (`float`): Of the suppression.
+        plus_one (`bool`): As in [`box_iou`]; the bottom-up detector's own suppression has it.
+
+    Returns:
+        Rows kept, best first (of equal confidence the first row), their confidences, and the classes these are of, as
+        columns of `class_probs`; each of shape `(num_kept,)`. A region that survives nowhere has its most probable one.
+
+    Raises:
+        ValueError: For boxes that are not xyxy, arrays that do not belong together, or numbers that make no sense.
+    """
+    boxes = _rows_of_xyxy(boxes)
+    probs = np.asarray(class_probs)
+    if probs.ndim != 2 or len(probs) != len(boxes):
+        expected = f"({len(boxes)}, num_object_classes)"
+        raise ValueError(f"`class_probs` must have one row per box, shape {expected}, got {probs.shape}.")
+    probs = _ranked(probs, probs.shape, "class_probs")
+    if not _all_probabilities(probs):
+        raise ValueError(
+            f"`class_probs` must be in [0, 1], got values from {probs.min()} to {probs.max()}. Logits? Apply the "
+            "detector's softmax or sigmoid first."
+        )
+    num_classes = probs.shape[1]
+    if background is not None and not 0 <= background < num_classes:
+        raise ValueError(
+            f"`background` must be a column of `class_probs`, 0 to {num_classes - 1}, or None, got {background}."
+        )
+    if num_classes <= (background is not None):
+        raise ValueError(f"`class_probs` of shape {probs.shape} has no class of objects.")
+    _check_share("iou_threshold", iou_threshold)
+    if num_regions is None:
+        _check_share("threshold", threshold)
+        if not 0 <= min_regions <= max_regions:
+            raise ValueError(f"Expected 0 <= `min_regions` <= `max_regions`, got {min_regions} and {max_regions}.")
+    elif num_regions < 1:
+        raise ValueError(f"`num_regions` must be 1 or more, got {num_regions}.")
+    if background is not None:
+        probs[:, background] = -np.inf  # it is never the best, and never survives
+
+    surviving = np.where(_survivors(boxes, probs, iou_threshold, plus_one), probs, 0)
+    confidences = surviving.max(axis=1)
+    labels = np.where(confidences > 0, surviving.argmax(axis=1), probs.argmax(axis=1))
+    rows = np.argsort(-confidences, kind="stable")
+    if num_regions is None:
+        num_regions = int(np.clip((confidences >= threshold).sum(), min_regions, max_regions))
+    rows = rows[:num_regions]
+    return rows, confidences[rows], labels[rows]
+
+
+def _survivors(boxes: np.ndarray, probs: np.ndarray, iou_threshold: float, plus_one: bool) -> np.ndarray:
+    """(n, classes) True where a box survives the suppression of a class, for all classes of probability above 0.
+
+    All classes go side by side, each from its best box to its worst: a loop over ranks, not over boxes and classes.
+    """
+    close = _iou(boxes, boxes, plus_one) > iou_threshold  # (n, n)
+    probs = probs.T  # (classes, n)
+    order = np.argsort(-probs, axis=1, kind="stable")
+    alive, survives = probs > 0, np.zeros(probs.shape, dtype=bool)
+    for rank in range(alive.sum(axis=1).max(initial=0)):
+        best = order[:, rank]
+        (live,) = np.nonzero(alive[np.arange(len(best)), best])
+        best = best[live]
+        survives[live, best] = True
+        alive[live] &= ~close[best]
+    return survives.T
+
+
+def _ranked(scores: ArrayLike, shape: tuple[int, ...], name: str = "scores") -> np.ndarray:
+    """`scores` of this shape as float64 without nan."""
+    array = np.asarray(scores)
+    if array.shape != shape:
+        raise ValueError(f"`{name}` must have one entry per box, shape {shape}, got {array.shape}.")
+    array = array.astype(np.float64)
+    if np.isnan(array).any():
+        raise ValueError(f"`{name}` must be numbers; row {np.argwhere(np.isnan(array))[0, 0]} has nan.")
+    return array
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"`{name}` must be in [0, 1], got {value}.")
+
+
+# For models
+
+
+def location_vectors(
+    boxes: ArrayLike, image_size: ArrayLike, *, order: str = "xxyys", normalize: bool = True
+) -> np.ndarray:
+    r"""Five numbers for each box: its corners, and its share `s` of the image's area.
+
+    Args:
+        boxes (`np.ndarray` of shape `(..., 4)`): xyxy in pixels.
+        image_size (`tuple[int, int]`): (height, width); or (batch, 2) for boxes (batch, num_regions, 4).
+        order (`str`): `"xxyys"` is [x1, x2, y1, y2, s], that of the Spatial-Semantic attention paper; `"xyxys"` is
+            [x1, y1, x2, y2, s], that of the captioning toolbox it was built in.
+        normalize (`bool`): Divide x by the image's width and y by its height. `s` is a share either way.
+
+    Returns:
+        `np.ndarray` of shape `(..., 5)`, float32.
+
+    Raises:
+        ValueError: If `order` is none of the two.
+    """
+    if order not in LOCATION_ORDERS:
+        raise ValueError(f"`order` must be one of {list(LOCATION_ORDERS)}, got {order!r}.")
+    pixels = _numbers(boxes)
+    shares = normalize_boxes(pixels.astype(np.float64), image_size)
+    corners = (shares if normalize else pixels)[..., LOCATION_ORDERS[order]]
+    return np.concatenate([corners, box_areas(shares)[..., None]], axis=-1).astype(np.float32)
+
+
+def pad_regions(regions: Sequence[Regions], max_regions: int | None = None) -> dict[str, np.ndarray]:
+    r"""Regions of several images as one batch, short images padded with zeros behind.
+
+    Args:
+        regions (list of [`Regions`]): One for each image; all with features or none, likewise class probabilities.
+        max_regions (`int`, *optional*): Images with more keep only this many: those of the highest scores, or the first
+            where a record has no scores. The order of the record stays.
+
+    Returns:
+        - `boxes` (batch, num_regions, 4) float32: xyxy in pixels
+        - `region_features` (batch, num_regions, feature_dim) float32: only if the records have them
+        - `class_probs` (batch, num_regions, num_object_classes) float32: only if the records have them
+        - `region_mask` (batch, num_regions) int64: 1 = real region, 0 = padding
+        - `image_sizes` (batch, 2) int64: (height, width)
+
+        num_regions is that of the image with most: 0 if no image has any.
+
+    Raises:
+        ValueError: If there is no image, or what the records hold differs; names the image.
+    """
+    if not regions:
+        raise ValueError("There is nothing to pad: `regions` is empty; expected one `Regions` per image.")
+    if max_regions is not None and max_regions < 1:
+        raise ValueError(f"`max_regions` must be 1 or more, got {max_regions}.")
+    regions = [_best(record, max_regions) for record in regions]
+    longest = max(len(record) for record in regions)
+    batch = {}
+    for name in ("boxes", "region_features", "class_probs"):
+        dims = [None if getattr(record, name) is None else getattr(record, name).shape[1] for record in regions]
+        for record, dim in zip(regions, dims, strict=True):
+            if dim != dims[0]:
+                raise ValueError(
+                    f"All images of a batch must have the same `{name}`: image {regions[0].image_id!r} has "
+                    f"{_columns(dims[0])}, image {record.image_id!r} has {_columns(dim)}."
+                )
+        if dims[0] is not None:
+            batch[name] = np.zeros((len(regions), longest, dims[0]), dtype=np.float32)
+            for row, record in zip(batch[name], regions, strict=True):
+                row[: len(record)] = getattr(record, name)
+    lengths = np.array([len(record) for record in regions])
+    batch["region_mask"] = (np.arange(longest) < lengths[:, None]).astype(np.int64)
+    batch["image_sizes"] = np.array([record.image_size for record in regions], dtype=np.int64)
+    return batch
+
+
+def _best(record: Regions, max_regions: int | None) -> Regions:
+    if max_regions is None or len(record) <= max_regions:
+        return record
+    if record.scores is None:
+        return record.select(slice(max_regions))
+    return record.select(np.sort(np.argsort(-record.scores.astype(np.float64), kind="stable")[:max_regions]))
+
+
+def _columns(dim: int | None) -> str:
+    return "none" if dim is None else f"{dim} columns"
+
+
+def roi_align(
+    feature_map: torch.Tensor,
+    boxes: Sequence[torch.Tensor],
+    output_size: int | tuple[int, int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = 2,
+    aligned: bool = True,
+) -> torch.Tensor:
+    r"""RoIAlign ("Mask R-CNN", ICCV 2017): a feature map, averaged over the bins of a grid laid on each box.
+
+    A bin is the mean of bilinear samples at evenly spread points. A sample beyond the centres of the outermost cells
+    has the value of the nearest place between them, and 0 if it is more than one cell away, as in the compiled
+    operation of torchvision; boxes inside the image have none of the latter. Gradients reach the map, and the boxes.
+
+    Bilinear samples on a grid are products with one matrix for the rows and one for the columns of the map, and so are
+    their means: the box's (bins, height) matrix, the map, the box's (width, bins) matrix.
+
+    Args:
+        feature_map (`torch.Tensor` of shape `(batch, channels, height, width)`): Of all images.
+        boxes (list of `torch.Tensor` of shape `(num_regions, 4)`): For each image its boxes, any number; xyxy, in
+            pixels of the image the map was made from.
+        output_size (`int` or `tuple[int, int]`): Bins along the height and the width of a box.
+        spatial_scale (`float`): Cells of the map for each pixel: 1/32 for stride 32.
+        sampling_ratio (`int`): Samples along each side of a bin; 0 takes as many as a bin has cells, rounded up.
+        aligned (`bool`): Place the centre of the map's first cell at half a cell, as it is. False is the older rule:
+            at 0, and boxes are at least one cell wide and high.
+
+    Returns:
+        `torch.Tensor` of shape `(sum of num_regions, channels, output_height, output_width)`, of the map's dtype:
+        boxes of the first image, then of the second, ...
+
+    Raises:
+        ValueError: If shapes do not fit or a setting makes no sense.
+    """
+    import torch
+
+    rows, columns = _roi_weights(feature_map, boxes, output_size, spatial_scale, sampling_ratio, aligned)
+    channels, height, width = feature_map.shape[1:]
+    pooled = []
+    for cells, image_rows, image_columns in zip(feature_map, rows, columns, strict=True):
+        cells = cells.to(image_rows.dtype).permute(2, 0, 1).reshape(width, channels * height)
+        for y, x in zip(image_rows.split(ROI_CHUNK), image_columns.split(ROI_CHUNK), strict=True):
+            across = (x.flatten(0, 1) @ cells).view(len(x), x.shape[1] * channels, height)
+            both = (across @ y.mT).view(len(x), x.shape[1], channels, y.shape[1])
+            pooled.append(both.permute(0, 2, 3, 1))
+    return torch.cat(pooled).contiguous().to(feature_map.dtype)
+
+
+def roi_mean(
+    feature_map: torch.Tensor,
+    boxes: Sequence[torch.Tensor],
+    output_size: int | tuple[int, int] = 7,
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = 2,
+    aligned: bool = True,
+) -> torch.Tensor:
+    r"""Mean over the bins of [`roi_align`], which has the arguments: one vector for each box, without making the bins.
+
+    Returns:
+        `torch.Tensor` of shape `(sum of num_regions, channels)`, of the map's dtype.
+    """
+    import torch
+
+    rows, columns = _roi_weights(feature_map, boxes, output_size, spatial_scale, sampling_ratio, aligned)
+    pooled = []
+    for cells, image_rows, image_columns in zip(feature_map, rows, columns, strict=True):
+        weights = image_rows.mean(dim=1)[:, :, None] * image_columns.mean(dim=1)[:, None, :]  # (n, height, width)
+        pooled.append(weights.flatten(1) @ cells.flatten(1).to(weights.dtype).T)
+    return torch.cat(pooled).to(feature_map.dtype)
+
+
+def _roi_weights(
+    feature_map: torch.Tensor,
+    boxes: Sequence[torch.Tensor],
+    output_size: int | tuple[int, int],
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """For each image the weights of the map's rows (n, output_height, height), and of its columns, likewise."""
+    import torch
+
+    if feature_map.ndim != 4:
+        raise ValueError(
+            f"`feature_map` must have shape (batch, channels, height, width), got {tuple(feature_map.shape)}."
+        )
+    if len(boxes) != len(feature_map) or len(boxes) == 0:
+        raise ValueError(
+            f"`boxes` must be a list with one (num_regions, 4) tensor per image; got {len(boxes)} for "
+            f"{len(feature_map)} images."
+        )
+    for image, image_boxes in enumerate(boxes):
+        if image_boxes.ndim != 2 or image_boxes.shape[1] != 4:
+            raise ValueError(
+                f"`boxes` must be tensors of shape (num_regions, 4); that of image {image} has shape "
+                f"{tuple(image_boxes.shape)}."
+            )
+    bins = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
+    if len(bins) != 2 or min(bins) < 1:
+        raise ValueError(f"`output_size` must be one or two numbers of 1 or more, got {output_size}.")
+    if not spatial_scale > 0:
+        raise ValueError(f"`spatial_scale` must be above 0, got {spatial_scale}.")
+    if sampling_ratio < 0:
+        raise ValueError(f"`sampling_ratio` must be 0 (as many samples as needed) or more, got {sampling_ratio}.")
+
+    dtype = torch.promote_types(feature_map.dtype, torch.float32)
+    counts = [len(image_boxes) for image_boxes in boxes]
+    placed = torch.cat([image_boxes.to(feature_map.device, dtype) for image_boxes in boxes]) * spatial_scale
+    if aligned:
+        placed = placed - 0.5
+    rows, columns = (
+        _bin_weights(placed[:, axis], placed[:, axis + 2], size, num_bins, sampling_ratio, 0.0 if aligned else 1.0)
+        for axis, size, num_bins in ((1, feature_map.shape[2], bins[0]), (0, feature_map.shape[3], bins[1]))
+    )
+    return list(rows.split(counts)), list(columns.split(counts))
+
+
+def _bin_weights(
+    low: torch.Tensor, high: torch.Tensor, size: int, num_bins: int, sampling_ratio: int, min_length: float
+) -> torch.Tensor:
+    """Share (n, num_bins, size) of each of the `size` cells of a line in the bins between `low` and `high` (n,)."""
+    import torch
+
+    bin_length = (high - low).clamp(min=min_length) / num_bins  # (n,)
+    if sampling_ratio > 0:
+        num_samples = torch.full_like(low, sampling_ratio)
+    else:
+        num_samples = bin_length.detach().ceil().clamp(min=1)
+    most = int(num_samples.max()) if len(low) else 1
+    sample = torch.arange(most, device=low.device, dtype=low.dtype)  # (samples,)
+    offsets = (sample + 0.5) / num_samples[:, None]  # (n, samples), in bins
+    first = torch.arange(num_bins, device=low.device, dtype=low.dtype)
+    points = low[:, None, None] + (first[:, None] + offsets[:, None]) * bin_length[:, None, None]  # (n, bins, samples)
+    used = (points >= -1) & (points <= size) & (sample < num_samples[:, None])[:, None]
+    cells = torch.arange(size, device=low.device, dtype=low.dtype)
+    weights = (1 - (points.clamp(0, size - 1)[..., None] - cells).abs()).clamp(min=0)  # (n, bins, samples, size)
+    return (weights * used[..., None]).sum(dim=2) / num_samples[:, None, None]
