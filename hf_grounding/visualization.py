@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from .processing.grounding import Grounding
+from .processing.regions import Regions
 
 Box = Sequence[float]  # xyxy, pixels of the photo
 
@@ -31,6 +32,9 @@ GROUPS = {"good": "Good", "typical": "Typical", "failed": "Failed"}  # of a repo
 
 
 # Pictures
+
+
+REGION_COLORS = ("#c0392b", "#1f618d", "#1e8449", "#9a7d0a", "#6c3483", "#af601a", "#117a65", "#515a5a")
 
 
 def draw_grounding(
@@ -97,6 +101,37 @@ def draw_groundings(
             left = round(column * (width - panel_width) / max(columns - 1, 1))
             picture.paste(panel, (left, top))
     picture.paste(legend, (0, picture.height - legend.height))
+    return picture
+
+
+def draw_regions(image: Image.Image, regions: Regions, *, width: int = 800, max_regions: int = 12) -> Image.Image:
+    r"""The photo with the boxes of its best regions, each with its label and score.
+
+    Args:
+        image (`PIL.Image.Image`): The photo, upright.
+        regions ([`Regions`]): Of it; boxes are scaled from the size they are given in.
+        width (`int`): Of the picture, in pixels.
+        max_regions (`int`): At most so many are drawn, the first ones.
+    """
+    scale = width / image.width
+    picture = image.convert("RGB").resize((width, max(1, round(image.height * scale))))
+    draw, font = ImageDraw.Draw(picture), _font(max(12, width // 50))
+    labels = regions.settings.get("detector", {}).get("labels")
+    steps = width / regions.image_size[1], picture.height / regions.image_size[0]
+    for number in reversed(range(min(len(regions), max_regions))):  # the best on top
+        x1, y1, x2, y2 = (float(side) * steps[i % 2] for i, side in enumerate(regions.boxes[number]))
+        color = REGION_COLORS[number % len(REGION_COLORS)]
+        draw.rectangle((x1, y1, x2, y2), outline=color, width=max(2, width // 300))
+        words = [str(number)]
+        if regions.labels is not None:
+            words = [labels[int(regions.labels[number])] if labels else f"class {int(regions.labels[number])}"]
+        if regions.scores is not None:
+            words.append(f"{regions.scores[number]:.2f}")
+        text = " ".join(words)
+        _, _, right, bottom = draw.textbbox((0, 0), text, font=font)
+        place = min(max(0, x1), max(0, width - right - 4)), max(0, y1 - bottom - 4)
+        draw.rectangle((*place, place[0] + right + 4, place[1] + bottom + 4), fill=color)
+        draw.text((place[0] + 2, place[1] + 1), text, fill="white", font=font)
     return picture
 
 

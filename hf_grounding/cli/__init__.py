@@ -1,4 +1,4 @@
-"""`hf-grounding`: list, train, evaluate, ground. One file for each command; this one puts them together.
+"""`hf-grounding`: one file for each command; this one puts them together.
 
 Everything heavy is imported inside the commands, so that `--help` answers at once.
 """
@@ -11,7 +11,9 @@ import typer
 from .. import __version__
 from .common import guarded
 from .evaluate import evaluate
+from .extract_features import extract_features
 from .ground import ground
+from .inspect import inspect
 from .list import list_
 from .train import train
 
@@ -64,12 +66,25 @@ _add(
     "evaluate",
     "hf-grounding evaluate runs/multilevel_scenes",
     "hf-grounding evaluate runs/multilevel_flickr8k --split test --min_box_area 0.05 --report report.html",
+    "hf-grounding evaluate captions.json --annotations captions_val2014.json --against others.json",
 )
 _add(
     ground,
     "ground",
     'hf-grounding ground photo.jpg "a man in red" --model runs/multilevel_flickr8k --draw out.png',
     'hf-grounding ground photo.jpg "[a man] rides [a horse]" --model runs/multilevel_flickr8k --json',
+)
+_add(
+    extract_features,
+    "extract-features",
+    "hf-grounding extract-features photos/ --detector PekingU/rtdetr_v2_r18vd --out features",
+    "hf-grounding extract-features photos/ --detector yolox/ --backbone google/mobilenet_v2_1.0_224 --out features",
+)
+_add(
+    inspect,
+    "inspect",
+    "hf-grounding inspect features",
+    "hf-grounding inspect features --image 1000092795 --photo photos/1000092795.jpg --draw out.png",
 )
 
 

@@ -16,6 +16,8 @@ import typer
 from tqdm import tqdm
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from ..visualization import Table
 
 DEBUG = "HF_GROUNDING_DEBUG"  # set to see the traceback of an error
@@ -126,3 +128,22 @@ def model_folder(path: Path) -> Path:
     if not (path / "config.json").is_file():
         raise FileNotFoundError(f"'{path}' holds no model: there is no config.json in it. Did its training end?")
     return path
+
+
+def check_picture_name(path: Path) -> None:
+    """Before the work, not after."""
+    from PIL import Image
+
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise typer.BadParameter(f"--draw '{path}' must end in the name of an image format, such as .png or .jpg.")
+
+
+def save_picture(picture: "Image.Image", path: Path) -> None:
+    """Written aside and renamed, so that a full disk leaves no half picture."""
+    aside = path.with_name(f".part-{path.name}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        picture.save(aside)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)

@@ -5,11 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .common import model_folder, print_json, working
+from .common import check_picture_name, model_folder, print_json, save_picture, working
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from ..processing.grounding import Grounding
 
 
@@ -31,7 +29,7 @@ def ground(
     Prints point (x, y), box (x1, y1, x2, y2) and score of each phrase, in pixels of the upright photo.
     """
     if draw is not None:
-        _check_image_name(draw)
+        check_picture_name(draw)
     is_local = Path(model).parent.is_dir() or model.count("/") != 1 or model.startswith((".", "/", "~"))
     if is_local:
         model_folder(Path(model))
@@ -55,7 +53,9 @@ def ground(
         if unknown:
             typer.echo(f"The model does not know: {', '.join(unknown)}.", err=True)
     if draw is not None:
-        _save_drawing(image, groundings, draw)
+        from ..visualization import draw_groundings
+
+        save_picture(draw_groundings(image, groundings), draw)
     if as_json:
         print_json({"photo": photo, "text": text, "groundings": [grounding.to_dict() for grounding in groundings]})
         return
@@ -68,25 +68,3 @@ def _line(grounding: "Grounding") -> str:
         return f"{grounding.phrase}: not found"
     point, box = (", ".join(f"{x:.0f}" for x in numbers) for numbers in (grounding.point, grounding.box))
     return f"{grounding.phrase}: point ({point}), box ({box}), score {grounding.score:.2f}"
-
-
-def _check_image_name(path: Path) -> None:
-    """Before the work, not after."""
-    from PIL import Image
-
-    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
-        raise typer.BadParameter(f"--draw '{path}' must end in the name of an image format, such as .png or .jpg.")
-
-
-def _save_drawing(image: "Image.Image", groundings: "list[Grounding]", path: Path) -> None:
-    """Written aside and renamed, so that a full disk leaves no half picture."""
-    from ..visualization import draw_groundings
-
-    picture = draw_groundings(image, groundings)
-    aside = path.with_name(f".part-{path.name}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        picture.save(aside)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -1,0 +1,150 @@
+"""`hf-grounding extract-features`: photos into a store of regions, with a backbone's features."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .common import one_line, working
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..processing.detectors import Detector
+
+
+def extract_features(
+    images: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos; a photo's id is its name.")],
+    detector: Annotated[
+        str, typer.Option(help="A transformers object detector, or a folder with an ONNX YOLOX and labels.txt.")
+    ],
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder of the store; run again, it goes on.")],
+    backbone: Annotated[
+        str | None, typer.Option(help="A transformers vision model for the regions' features; default: none.")
+    ] = None,
+    num_regions: Annotated[int, typer.Option("--num_regions", min=1, help="At most so many regions a photo.")] = 36,
+    threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Adaptive number: only regions with this confidence, but some.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Of the features: float16 or float32.")] = "float16",
+    shard: Annotated[str, typer.Option(help="i/n: only every n-th photo, from the i-th on, into shard i.")] = "0/1",
+    keep_going: Annotated[
+        bool, typer.Option("--keep_going", help="Leave out photos that cannot be read, and list them at the end.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Photos detected at a time.")] = 8,
+) -> None:
+    """Detect regions in photos and store them with their features.
+
+    Photos of any mode and orientation. Killed at any moment and run again, it finishes what is missing. Several
+    processes may each write a shard; the last to finish joins them.
+    """
+    number, total = _parse_shard(shard)
+    with working():
+        from tqdm.auto import tqdm
+
+        from ..data.region_store import RegionStoreWriter, merge_shards
+        from ..processing.extraction import RegionExtractor
+
+        photos = find_photos(images)
+        extractor = RegionExtractor(
+            _detector(detector), **_backbone(backbone), num_regions=num_regions, threshold=threshold
+        )
+        failed: list[str] = []
+        writer = RegionStoreWriter(out, extractor.settings, dtype, (number, total), detector=extractor.detector.name)
+        with writer:
+            own = [image_id for image_id in sorted(photos)[number::total] if not writer.done(image_id)]
+            with tqdm(total=len(own), desc="regions", unit="photo") as progress:
+                for batch in _batches(own, batch_size):
+                    loaded = {}
+                    for image_id in batch:
+                        photo = _photo(photos[image_id], failed if keep_going else None)
+                        if photo is not None:
+                            loaded[image_id] = photo
+                    for regions in extractor(list(loaded.values()), list(loaded)) if loaded else ():
+                        writer.add(regions)
+                    progress.update(len(batch))
+    if total > 1:
+        try:
+            merge_shards(out)
+        except ValueError as error:  # the other shards are still at work
+            typer.echo(one_line(error), err=True)
+    typer.echo(f"{len(own) - len(failed)} photos, {len(photos)} in all: {out}")
+    for reason in failed:
+        typer.echo(f"Left out: {reason}", err=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def find_photos(paths: list[Path]) -> dict[str, Path]:
+    r"""Photos by id, the name without its ending, of files and of the folders' files.
+
+    Raises:
+        FileNotFoundError: If a path is not there, or a folder has no photos.
+        ValueError: If two photos have one id.
+    """
+    from PIL import Image
+
+    endings = set(Image.registered_extensions())
+    photos: dict[str, Path] = {}
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"No photo or folder '{path}'.")
+        files = [path]
+        if path.is_dir():
+            files = sorted(file for file in path.iterdir() if file.suffix.lower() in endings and file.is_file())
+            if not files:
+                raise FileNotFoundError(f"Folder '{path}' has no photos in it.")
+        for file in files:
+            if file.stem in photos:
+                raise ValueError(f"Photos '{photos[file.stem]}' and '{file}' have one id, '{file.stem}'; rename one.")
+            photos[file.stem] = file
+    return photos
+
+
+def _photo(path: Path, failed: list[str] | None) -> Image.Image | None:
+    """The photo; if it cannot be read, an error, or None and the reason in `failed`."""
+    from ..processing.photos import load_photo
+
+    try:
+        return load_photo(path)
+    except (ValueError, OSError) as error:
+        if failed is None:
+            raise
+        failed.append(one_line(error))
+        return None
+
+
+def _parse_shard(text: str) -> tuple[int, int]:
+    number, slash, total = text.partition("/")
+    if not (slash and number.isdecimal() and total.isdecimal() and int(number) < int(total)):
+        raise typer.BadParameter(f"--shard must be i/n with i from 0 to n - 1, such as 0/4; got {text!r}.")
+    return int(number), int(total)
+
+
+def _detector(source: str) -> Detector:
+    from ..processing.detectors import TransformersDetector, YoloxDetector
+
+    if Path(source).is_dir() and list(Path(source).glob("*.onnx")):
+        return YoloxDetector.from_pretrained(source)
+    return TransformersDetector.from_pretrained(source)
+
+
+def _backbone(source: str | None) -> dict[str, Any]:
+    if source is None:
+        return {}
+    from transformers import AutoImageProcessor, AutoModel
+
+    return {
+        "backbone": AutoModel.from_pretrained(source),
+        "image_processor": AutoImageProcessor.from_pretrained(source),
+    }
+
+
+def _batches(items: list[str], size: int) -> Iterator[list[str]]:
+    rest = iter(items)
+    while batch := list(itertools.islice(rest, size)):
+        yield batch

@@ -1,0 +1,79 @@
+"""`hf-grounding inspect`: what is in a store of regions."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .common import check_picture_name, print_json, print_table, save_picture, working
+
+
+def inspect(
+    store: Annotated[Path, typer.Argument(help="Folder of `hf-grounding extract-features`.")],
+    image: Annotated[str | None, typer.Option(help="Id of an image: lists its regions.")] = None,
+    photo: Annotated[Path | None, typer.Option(dir_okay=False, help="Its photo, to draw on.")] = None,
+    draw: Annotated[Path | None, typer.Option(dir_okay=False, help="Write the photo with its regions here.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Check every file against its checksum.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line.")] = False,
+) -> None:
+    """Show what a store of regions holds, and the regions of one image."""
+    if draw is not None and (image is None or photo is None):
+        raise typer.BadParameter("--draw needs --image, whose regions, and --photo, on which.")
+    if draw is not None:
+        check_picture_name(draw)
+    with working():
+        from ..data.region_store import RegionStore
+
+        regions_of = RegionStore(store)
+        if verify:
+            regions_of.verify()
+        if image is None:
+            facts = describe(regions_of)
+            if as_json:
+                print_json(facts)
+                return
+            for name, value in facts.items():
+                typer.echo(f"{name}: {value}")
+            return
+        regions = regions_of[image]
+        if draw is not None:
+            from ..processing.photos import load_photo
+            from ..visualization import draw_regions
+
+            save_picture(draw_regions(load_photo(photo), regions), draw)
+    rows = region_rows(regions)
+    if as_json:
+        print_json({"image_id": regions.image_id, "image_size": regions.image_size, "regions": rows})
+    elif not rows:
+        typer.echo(f"Image '{image}' has no regions.")
+    else:
+        from ..visualization import Table
+
+        height, width = regions.image_size
+        print_table(Table(f"Regions of '{image}'", rows, f"Photo of {width} x {height} pixels; boxes xyxy."))
+
+
+def describe(store: Any) -> dict[str, Any]:
+    """Numbers and settings of a store."""
+    counts = [len(store[image_id]) for image_id in store]
+    return {
+        "images": len(counts),
+        "regions": sum(counts),
+        "regions per image": f"{min(counts, default=0)} to {max(counts, default=0)}",
+        "settings": store.settings,
+    }
+
+
+def region_rows(regions: Any) -> list[dict[str, Any]]:
+    """A row for each region: label, score, box."""
+    labels = regions.settings.get("detector", {}).get("labels")
+    rows = []
+    for number, box in enumerate(regions.boxes.tolist()):
+        row: dict[str, Any] = {"region": number}
+        if regions.labels is not None:
+            label = int(regions.labels[number])
+            row["label"] = labels[label] if labels else label
+        if regions.scores is not None:
+            row["score"] = round(float(regions.scores[number]), 3)
+        rows.append(row | {"box": ", ".join(f"{side:.0f}" for side in box)})
+    return rows
