@@ -7,9 +7,10 @@ A part holds a few hundred images: one tensor for each field of `Regions`, the r
 `offsets` where each image begins, `image_sizes`, and in the header the image ids, the detector and its settings. It is
 written aside, synced and renamed, so a part is whole or not there, and a run that was killed goes on after its last.
 
-Why safetensors: read at random, it, Arrow and memory-mapped `.npy` differ by microseconds, and all are tens of times
-faster than `.npz` files and HDF5 (benchmarks/region_store.py). Of the three only a safetensors file holds arrays and
-header in one file, checks its own extent on opening, keeps no file descriptor, and gives arrays that are the reader's.
+Why safetensors: memory-mapped, it, Arrow and `.npy` are read and loaded from equally fast, several times faster than
+`.npz` files and HDF5 (benchmarks/region_store.py). Against `.npy` one file holds all fields and the header, so that one
+rename makes a part whole; against Arrow the rows are plain arrays, not lists to be taken apart buffer by buffer, and
+the library checks on opening that the header covers the file.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import bisect
 import difflib
 import json
+import math
 import os
 import re
 import secrets
@@ -29,6 +31,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -66,7 +69,7 @@ class RegionStore:
     def __init__(self, *folders: str | os.PathLike):
         if not folders:
             raise ValueError("`RegionStore` needs the folder of a store, got none.")
-        self.folders = [Path(folder) for folder in folders]
+        self.folders = [Path(folder).absolute() for folder in folders]  # processes may have other current folders
         self._parts: list[_Part] = []
         for folder in self.folders:
             _check_index(folder)
@@ -100,7 +103,7 @@ class RegionStore:
             raise KeyError(self._unknown(image_id)) from None
         start, end = part.offsets[row : row + 2]
         if start < end:
-            arrays = {name: tensor[start:end] for name, tensor in part.tensors.items()}
+            arrays = {name: tensor[start:end].copy() for name, tensor in part.tensors.items()}
         else:
             arrays = {name: np.empty((0, *shape), dtype) for name, (dtype, shape) in self.columns.items()}
         return _trusted_regions(
@@ -254,7 +257,9 @@ class RegionStoreWriter:
             if getattr(regions, name) is not None:
                 dtype = self._dtypes[name]
                 with np.errstate(over="ignore"):
-                    arrays[name] = np.array(getattr(regions, name), dtype)
+                    arrays[name] = np.array(getattr(regions, name), dtype, order="C")
+                if len(arrays[name]) != len(regions):
+                    raise ValueError(f"{where} has {len(regions)} boxes, but {len(arrays[name])} rows of `{name}`.")
                 if not np.isfinite(arrays[name]).all():
                     raise ValueError(f"{where}: `{name}` has numbers that are not finite or too large for {dtype}.")
         if arrays:
@@ -262,11 +267,11 @@ class RegionStoreWriter:
             self._columns = self._columns or columns
             if columns != self._columns:
                 raise ValueError(f"{where} has {columns} where the images before have {self._columns}.")
+        if len(self._added) >= self.images_per_part:
+            self.flush()
         height, width = regions.image_size
         self._added.append((image_id, (int(height), int(width)), arrays))
         self._done.add(image_id)
-        if len(self._added) >= self.images_per_part:
-            self.flush()
 
     def flush(self, is_last: bool = False) -> None:
         """Writes the images added since the last part as a part; `is_last` marks the shard as finished."""
@@ -345,30 +350,26 @@ class _Part:
             if match is None:
                 raise ValueError("its name is none of ours")
             self.shard, self.number, self.checksum = (int(match[1]), int(match[2])), int(match[3]), match[4]
-            file = safe_open(path, "np")
-            metadata = file.metadata()
+            with safe_open(path, "np") as file:  # it checks that the header covers the file
+                metadata = file.metadata()
             self.header: dict[str, Any] = json.loads(metadata["store"])
             self.image_ids: list[str] = json.loads(metadata["image_ids"])
             self.is_last: bool = json.loads(metadata["is_last"])
-            # Unlike arrays, slices are read when they are indexed, and into memory of their own.
-            tensors = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no dictionary
-            offsets, sizes = tensors.pop("offsets")[:], tensors.pop("image_sizes")[:]
-            self.tensors: dict[str, Any] = {name: tensors[name] for name in PER_REGION if name in tensors}
-            shapes = {name: tuple(tensor.get_shape()) for name, tensor in tensors.items()}
-            self.columns = {
-                name: (_CODES[tensor.get_dtype()], shapes[name][1:]) for name, tensor in self.tensors.items()
-            }
+            tensors = _map_tensors(path)
+            offsets, sizes = tensors.pop("offsets"), tensors.pop("image_sizes")
+            self.tensors = {name: tensors[name] for name in PER_REGION if name in tensors}
+            self.columns = {name: (str(tensor.dtype), tensor.shape[1:]) for name, tensor in self.tensors.items()}
             dtypes = _DTYPES | {"region_features": self.header["dtype"]}
             fits = bool(
                 self.header["version"] == _VERSION
                 and len(self.tensors) == len(tensors)
-                and shapes["boxes"][1:] == (4,)
+                and self.tensors["boxes"].shape[1:] == (4,)
                 and offsets.shape == (len(self.image_ids) + 1,)
                 and sizes.shape == (len(self.image_ids), 2)
                 and offsets[0] == 0
                 and (np.diff(offsets) >= 0).all()
                 and offsets.dtype == sizes.dtype == np.int64
-                and all(shape[0] == offsets[-1] for shape in shapes.values())
+                and all(len(tensor) == offsets[-1] for tensor in self.tensors.values())
                 and all(dtype == dtypes[name] for name, (dtype, _) in self.columns.items())
                 and isinstance(self.header["settings"], dict)
                 and all(isinstance(image_id, str) for image_id in self.image_ids)
@@ -382,6 +383,24 @@ class _Part:
 
     def _damaged(self, what: str) -> ValueError:
         return ValueError(f"'{self.path}' is no whole part of a region store ({what}). {_REPAIR}")
+
+
+def _map_tensors(path: Path) -> dict[str, np.ndarray]:
+    """Tensors of a safetensors file as read-only views of the memory-mapped file.
+
+    The library's own slices take some microseconds for each tensor, which costs a loader half of its speed. Arrow's
+    mapping, unlike Python's, keeps no file descriptor: a store may have more parts than a process may have open files.
+    """
+    with pa.memory_map(str(path)) as file:
+        content = file.read_buffer()
+    start = 8 + int.from_bytes(content[:8], "little")
+    entries = json.loads(bytes(content[8:start]))
+    entries.pop("__metadata__")
+    tensors = {}
+    for name, entry in entries.items():
+        count, offset = math.prod(entry["shape"]), start + entry["data_offsets"][0]
+        tensors[name] = np.frombuffer(content, _CODES[entry["dtype"]], count, offset).reshape(entry["shape"])
+    return tensors
 
 
 def _open_parts(folder: Path) -> list[_Part]:
