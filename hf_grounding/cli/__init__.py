@@ -64,7 +64,6 @@ _add(
 _add(
     evaluate,
     "evaluate",
-    "hf-grounding evaluate runs/multilevel_scenes",
     "hf-grounding evaluate runs/multilevel_flickr8k --split test --min_box_area 0.05 --report report.html",
     "hf-grounding evaluate captions.json --annotations captions_val2014.json --against others.json",
 )
