@@ -1,0 +1,833 @@
+"""Readers of region features: round trips on files written here, the real samples, and what broken files answer."""
+
+import base64
+import gzip
+import io
+import pickle
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hf_grounding.data.feature_readers import (
+    FORMATS,
+    FeatureFileError,
+    read_bottom_up_tsv,
+    read_cocobu,
+    read_features,
+    read_grounding_lmdb,
+    read_npz_folder,
+    read_regions_npz,
+    read_vqa_hdf5,
+)
+from hf_grounding.data.feature_readers.common import Fault
+from hf_grounding.data.feature_readers.plain_pickle import loads_plain_pickle
+
+SIZE = (300, 400)  # height, width
+DIM = 6
+IDS = ["11", "22", "33"]
+
+
+def make_image(seed, count=3, classes=5):
+    """Boxes, features and class probabilities of one image."""
+    rng = np.random.default_rng(seed)
+    corners = rng.uniform(0, 140, (count, 2, 2)).astype(np.float32)
+    boxes = np.concatenate([corners[:, 0], corners[:, 0] + corners[:, 1] + 1], axis=1)
+    features = rng.standard_normal((count, DIM)).astype(np.float32)
+    probs = rng.dirichlet(np.ones(classes), count).astype(np.float32)
+    return boxes, features, probs
+
+
+IMAGES = {image_id: make_image(seed, count=2 + seed) for seed, image_id in enumerate(IDS)}
+
+
+def tsv_row(image_id, boxes, features, /, **changes):
+    fields = {
+        "image_id": image_id,
+        "image_w": SIZE[1],
+        "image_h": SIZE[0],
+        "num_boxes": len(boxes),
+        "boxes": base64.b64encode(boxes.tobytes()).decode(),
+        "features": base64.b64encode(features.tobytes()).decode(),
+    }
+    return "\t".join(str(value) for value in (fields | changes).values())
+
+
+TSV_ROWS = [tsv_row(image_id, boxes, features) for image_id, (boxes, features, _) in IMAGES.items()]
+
+
+def write_tsv(path, rows=TSV_ROWS):
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+def write_cocobu(folder, key="feat"):
+    for name in ("x_att", "x_box", "x_fc"):
+        (folder / name).mkdir(parents=True)
+    for image_id, (boxes, features, _) in IMAGES.items():
+        np.savez_compressed(folder / "x_att" / f"{image_id}.npz", **{key: features})
+        np.save(folder / "x_box" / f"{image_id}.npy", boxes)
+    return folder
+
+
+def write_npz_folder(folder, **changes):
+    folder.mkdir(parents=True, exist_ok=True)
+    for image_id, (boxes, features, probs) in IMAGES.items():
+        arrays = {"features": features, "boxes": boxes, "cls_prob": probs, "image_w": SIZE[1], "image_h": SIZE[0]}
+        arrays = {name: value for name, value in (arrays | changes).items() if value is not None}
+        np.savez_compressed(folder / f"{image_id}.npz", **arrays)
+    return folder
+
+
+def regions_arrays():
+    boxes, features, probs = (np.concatenate(arrays) for arrays in zip(*IMAGES.values(), strict=True))
+    return {
+        "image_ids": np.array([11, 22, 33]),
+        "offsets": np.cumsum([0] + [len(image[0]) for image in IMAGES.values()]),
+        "boxes": boxes,
+        "class_probs": probs.astype(np.float16),
+        "region_features_q": np.rint(features * 20).astype(np.int8),
+        "feature_scale": np.full(DIM, 0.05, np.float32),
+        "image_size": np.array([SIZE[::-1]] * 3, np.int32),
+    }
+
+
+def write_regions_npz(path, **changes):
+    arrays = {name: value for name, value in (regions_arrays() | changes).items() if value is not None}
+    np.savez_compressed(path, **arrays)
+    return path
+
+
+def spatial_of(boxes):
+    x1, y1, x2, y2 = (boxes / np.array([SIZE[1], SIZE[0]] * 2, np.float32)).T
+    return np.stack([x1, y1, x2, y2, x2 - x1, y2 - y1], axis=1).astype(np.float32)
+
+
+def write_hdf5(folder, adaptive=True, index=None, protocol=2, **changes):
+    h5py = pytest.importorskip("h5py")
+    folder.mkdir(parents=True, exist_ok=True)
+    images = IMAGES if adaptive else {image_id: make_image(seed, 4) for seed, image_id in enumerate(IDS)}
+    join = np.concatenate if adaptive else np.stack
+    ends = np.cumsum([0] + [len(image[0]) for image in images.values()])
+    arrays = {
+        "image_features": join([image[1] for image in images.values()]),
+        "image_bb": join([image[0] for image in images.values()]),
+        "spatial_features": join([spatial_of(image[0]) for image in images.values()]),
+        "pos_boxes": np.stack([ends[:-1], ends[1:]], axis=1).astype(np.int32) if adaptive else None,
+    }
+    with h5py.File(folder / "train36.hdf5", "w") as file:
+        for name, value in (arrays | changes).items():
+            if value is not None:
+                file.create_dataset(name, data=value)
+    index = {11: 0, 22: 1, 33: 2} if index is None else index
+    (folder / "train36_imgid2idx.pkl").write_bytes(pickle.dumps(index, protocol))
+    return folder / "train36.hdf5"
+
+
+def jpeg(size=(40, 30)):
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (*size[::-1], 3), np.uint8)).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+def annotation(**changes):
+    phrase = {"query": "a dog", "idx": [0, 1], "bbox": [[1, 2, 30, 20]], "bbox_norm": [[0.0, 0.1, 0.8, 0.7]]}
+    phrase |= {"category": {"animals"}, "image_size": (30, 40, 3)}
+    return {"size": (30, 40, 3), "queries": ["a dog"], "annotations": [phrase]} | changes
+
+
+def write_lmdb(folder, photos, annotations=None):
+    lmdb = pytest.importorskip("lmdb")
+    with lmdb.open(str(folder), map_size=2**24) as env, env.begin(write=True) as transaction:
+        for key, value in photos.items():
+            transaction.put(key.encode(), value)
+    if annotations is not None:
+        (folder / "annotations.pkl").write_bytes(pickle.dumps(annotations))
+    return folder
+
+
+def assert_same(found, images=IMAGES):
+    found = list(found)
+    assert [regions.image_id for regions in found] == list(images)
+    for regions, (boxes, features, _) in zip(found, images.values(), strict=True):
+        np.testing.assert_array_equal(regions.boxes, boxes)
+        np.testing.assert_array_equal(regions.region_features, features)
+        assert regions.boxes.dtype == regions.region_features.dtype == np.float32
+        assert regions.image_size == SIZE
+        assert regions.boxes.flags.writeable
+
+
+def read_error(regions):
+    with pytest.raises(FeatureFileError) as info:
+        list(regions)
+    return str(info.value)
+
+
+# --- what whole files give
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_a_tsv_gives_what_was_written_plain_and_gzipped(tmp_path, ending):
+    text = (ending.join(TSV_ROWS) + ending).encode()
+    (tmp_path / "x.tsv").write_bytes(text)
+    (tmp_path / "zipped").write_bytes(gzip.compress(text))
+    assert_same(read_features(tmp_path / "x.tsv", "bottom-up-tsv"))
+    assert_same(read_features(tmp_path / "zipped", "bottom-up-tsv", feature_dim=DIM))
+
+
+@pytest.mark.parametrize("key", ["feat", "features", "arr_0"])
+def test_cocobu_folders_give_what_was_written(tmp_path, key):
+    folder = write_cocobu(tmp_path, key)
+    sizes = {11: SIZE, "22": SIZE, 33: SIZE}
+    assert_same(read_features(folder, "cocobu", image_sizes=sizes))
+    assert_same(read_features(folder / "x_att", "cocobu", image_sizes=sizes))
+    (folder / "x_box").rename(folder / "elsewhere")
+    assert_same(read_cocobu(folder, image_sizes=sizes, box_dir=folder / "elsewhere"))
+
+
+def test_sizes_guessed_from_boxes_hold_them_and_are_marked(tmp_path):
+    for regions in read_cocobu(write_cocobu(tmp_path), image_sizes="boxes"):
+        height, width = regions.image_size
+        right, bottom = regions.boxes[:, 2:].max(axis=0)
+        assert width - 1 < right <= width
+        assert height - 1 < bottom <= height
+        assert regions.settings["image_size_from"] == "boxes"
+
+
+def test_npz_folder_names_the_best_class_that_is_not_background(tmp_path):
+    found = list(read_features(write_npz_folder(tmp_path / "x"), "npz", detector="faster_rcnn"))
+    assert_same(found)
+    for regions, (_, _, probs) in zip(found, IMAGES.values(), strict=True):
+        np.testing.assert_array_equal(regions.class_probs, probs)
+        np.testing.assert_array_equal(regions.labels, probs[:, 1:].argmax(axis=1) + 1)
+        np.testing.assert_array_equal(regions.scores, probs[:, 1:].max(axis=1))
+        assert regions.detector == "faster_rcnn"
+        assert regions.settings == {"format": "npz", "background_column": 0}
+    regions = next(read_npz_folder(tmp_path / "x", background_column=None))
+    np.testing.assert_array_equal(regions.labels, IMAGES["11"][2].argmax(axis=1))
+
+
+def test_a_background_column_needs_other_columns(tmp_path):
+    boxes, features, _ = IMAGES["11"]
+    np.savez(tmp_path / "11.npz", feat=features, boxes=boxes, cls_prob=np.ones((2, 1)), image_w=400, image_h=300)
+    assert "have 1 columns, with the background in column 0; give `background_column=None`" in read_error(
+        read_npz_folder(tmp_path)
+    )
+    assert next(read_npz_folder(tmp_path, background_column=None)).labels.tolist() == [0, 0]
+
+
+def test_npz_folder_without_sizes_or_probabilities(tmp_path):
+    folder = write_npz_folder(tmp_path / "x", image_w=None, image_h=None, cls_prob=None)
+    assert_same(read_npz_folder(folder, image_sizes=dict.fromkeys(IDS, SIZE)))
+    assert next(read_npz_folder(folder, image_sizes="boxes")).class_probs is None
+    assert "no `image_w` and `image_h`, so give `image_sizes`" in read_error(read_npz_folder(folder))
+
+
+def test_probabilities_a_little_over_one_are_clipped(tmp_path):
+    probs = np.array([[0, 1.0004]] * 2, np.float32)
+    arrays = {"feat": IMAGES["11"][1], "boxes": IMAGES["11"][0], "cls_prob": probs, "image_w": [9], "image_h": [9]}
+    np.savez(tmp_path / "1.npz", **arrays)
+    assert next(read_npz_folder(tmp_path)).class_probs.max() == 1
+
+
+def test_regions_npz_gives_real_features_and_sizes_as_height_and_width(tmp_path):
+    arrays = regions_arrays()
+    found = list(read_features(write_regions_npz(tmp_path / "x.npz"), "regions-npz"))
+    assert [regions.image_id for regions in found] == IDS
+    features = np.concatenate([regions.region_features for regions in found])
+    np.testing.assert_array_equal(features, arrays["region_features_q"].astype(np.float32) * arrays["feature_scale"])
+    np.testing.assert_array_equal(np.concatenate([regions.boxes for regions in found]), arrays["boxes"])
+    np.testing.assert_array_equal(np.concatenate([regions.class_probs for regions in found]), arrays["class_probs"])
+    assert {regions.image_size for regions in found} == {SIZE}
+    for regions in found:
+        np.testing.assert_array_equal(regions.scores, regions.class_probs.max(axis=1))
+
+
+def test_regions_npz_may_have_no_features_and_images_without_regions(tmp_path):
+    changes = {"region_features_q": None, "feature_scale": None, "image_ids": np.array([b"a", b"b", b"c"])}
+    path = write_regions_npz(tmp_path / "x.npz", **changes, offsets=np.array([0, 0, 5, 9]))
+    found = list(read_regions_npz(path))
+    assert [(regions.image_id, len(regions)) for regions in found] == [("a", 0), ("b", 5), ("c", 4)]
+    assert all(regions.region_features is None for regions in found)
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_adaptive_hdf5_gives_what_was_written_with_sizes_from_spatial_features(tmp_path, protocol):
+    path = write_hdf5(tmp_path, index={np.int64(11): 0, "22": np.int32(1), 33: 2}, protocol=protocol)
+    assert_same(read_features(path, "vqa-hdf5"))
+
+
+def test_fixed_hdf5_gives_what_was_written(tmp_path):
+    images = {image_id: make_image(seed, 4) for seed, image_id in enumerate(IDS)}
+    path = write_hdf5(tmp_path, adaptive=False)
+    assert_same(read_vqa_hdf5(path), images)
+    index = path.with_name("train36_imgid2idx.pkl").rename(tmp_path / "other.pkl")
+    assert_same(read_vqa_hdf5(path, index=index, image_sizes=dict.fromkeys(IDS, SIZE)), images)
+
+
+def test_hdf5_rows_come_in_the_order_of_the_file_and_only_those_of_the_index(tmp_path):
+    path = write_hdf5(tmp_path, index={"late": 2, "early": 0})
+    assert [regions.image_id for regions in read_vqa_hdf5(path)] == ["early", "late"]
+
+
+def test_lmdb_gives_photos_and_their_annotations(tmp_path):
+    photos = {str(number): jpeg((40 + number, 30)) for number in range(150)}
+    photos["small"] = jpeg((2, 2))  # lies in its leaf page, the others on pages of their own
+    folder = write_lmdb(tmp_path / "x", photos, {"7": annotation(), "12": annotation()})
+    found = list(read_grounding_lmdb(folder))
+    assert [item.image_id for item in found] == sorted(photos)
+    for item in found:
+        assert item.image.size == Image.open(io.BytesIO(photos[item.image_id])).size
+        assert item.annotation is None
+    found = list(read_grounding_lmdb(folder / "data.mdb", annotations=folder / "annotations.pkl"))
+    assert [(item.image_id, item.annotation) for item in found] == [("12", annotation()), ("7", annotation())]
+
+
+def test_lmdb_of_thousands_of_keys_and_an_empty_one_read_as_the_library_reads_them(tmp_path):
+    lmdb = pytest.importorskip("lmdb")
+    photo = jpeg((2, 2))
+    folder = write_lmdb(tmp_path / "x", {str(number): photo for number in range(3000)})
+    with lmdb.open(str(folder), map_size=2**24) as env, env.begin(write=True) as transaction:
+        for number in range(0, 3000, 3):
+            transaction.delete(str(number).encode())
+    with lmdb.open(str(folder), readonly=True) as env, env.begin() as transaction:
+        expected = [key.decode() for key, _ in transaction.cursor()]
+    assert [item.image_id for item in read_grounding_lmdb(folder)] == expected
+    assert list(read_grounding_lmdb(write_lmdb(tmp_path / "empty", {}))) == []
+
+
+def test_readers_hold_one_image_at_a_time(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    del h5py
+    readers = [
+        read_bottom_up_tsv(write_tsv(tmp_path / "x.tsv", [TSV_ROWS[0], "broken"])),
+        read_vqa_hdf5(write_hdf5(tmp_path, index={11: 0, 22: 99})),
+    ]
+    for reader in readers:  # the first image comes before the broken second is looked at
+        assert next(reader).image_id == "11"
+        with pytest.raises(FeatureFileError):
+            next(reader)
+
+
+# --- the real samples
+
+
+def test_the_tsv_and_cocobu_samples_of_the_same_photos_agree(data_dir):
+    samples = data_dir / "regions" / "layout_samples"
+    tsv = {regions.image_id: regions for regions in read_bottom_up_tsv(samples / "bottom_up.tsv")}
+    cocobu = {regions.image_id: regions for regions in read_cocobu(samples, image_sizes="boxes")}
+    assert (len(tsv), len(cocobu)) == (5, 20)
+    for image_id, regions in tsv.items():
+        np.testing.assert_array_equal(regions.boxes, cocobu[image_id].boxes)
+        np.testing.assert_array_equal(regions.region_features, cocobu[image_id].region_features)
+        assert regions.region_features.shape[1] == 1280
+
+
+def test_the_real_region_files_agree_with_the_tsv_sample(data_dir):
+    val = {regions.image_id: regions for regions in read_regions_npz(data_dir / "regions" / "flickr8k_val.npz")}
+    assert len(val) == 966
+    assert sum(map(len, val.values())) == 29_331
+    for regions in read_bottom_up_tsv(data_dir / "regions" / "layout_samples" / "bottom_up.tsv"):
+        same = val[regions.image_id]
+        np.testing.assert_allclose(regions.boxes, same.boxes, atol=0.06)  # stored in tenths of a pixel
+        assert regions.image_size == same.image_size
+    rooms = list(read_regions_npz(data_dir / "regions" / "daquar_val.npz"))
+    assert len(rooms) == 100
+    assert rooms[0].region_features is None
+
+
+def test_the_real_pickle_of_visual_genome_splits_is_read_without_pickle(data_dir):
+    splits = loads_plain_pickle((data_dir / "visual_genome" / "splits" / "data_splits.pickle").read_bytes())
+    assert sorted(len(ids) for ids in splits.values()) == [17_478, 90_599]
+
+
+# --- what broken files answer
+
+
+def floats(count):
+    return base64.b64encode(np.ones(count, np.float32).tobytes()).decode()
+
+
+BAD_BOX = base64.b64encode(np.array([[1, 2, 3, 4], [5, 6, 4, 8]], np.float32).tobytes()).decode()
+NAN_BOX = base64.b64encode(np.array([[1, 2, 3, 4], [np.nan] * 4], np.float32).tobytes()).decode()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"features": floats(11)}, "features hold 44 bytes where 2 boxes x 6 float32 need 48"),
+        ({"boxes": floats(4)}, "boxes hold 16 bytes where 2 boxes x 4 float32 need 32"),
+        ({"num_boxes": 10**9}, "it claims 1000000000 boxes; an image has 1 to 10000"),
+        ({"num_boxes": 0}, "it claims 0 boxes"),
+        ({"num_boxes": -1}, "`num_boxes` must be a whole number, got '-1'"),
+        ({"num_boxes": "9" * 5000}, "`num_boxes` must be a whole number"),
+        ({"features": "ab!d"}, "features as base64 cannot be read"),
+        ({"features": "abcde"}, "features as base64 cannot be read"),
+        ({"image_w": 0}, "`image_w` must be a whole number of pixels from 1 to 1000000, got 0"),
+        ({"image_h": "1e3"}, "`image_h` must be a whole number of pixels from 1 to 1000000, got '1e3'"),
+        ({"boxes": BAD_BOX}, r"box 1 is not xyxy with x1 <= x2 and y1 <= y2: [5.0, 6.0, 4.0, 8.0]"),
+        ({"boxes": NAN_BOX}, "box 1 is not finite"),
+        (
+            {"features": base64.b64encode(np.full(12, np.inf, np.float32).tobytes()).decode()},
+            "features of box 0 are not",
+        ),
+        ({"features": "a\tb"}, "it has 7 columns, expected 6: image_id, image_w, image_h, num_boxes, boxes, features"),
+    ],
+    ids=lambda value: None if isinstance(value, dict) else value[:25],
+)
+def test_a_broken_row_of_a_tsv_is_named_and_the_next_rows_still_read(tmp_path, changes, message):
+    broken = tsv_row("123", *IMAGES["11"][:2], **changes)
+    path = write_tsv(tmp_path / "x.tsv", [*TSV_ROWS[:2], broken, TSV_ROWS[2]])
+    assert read_error(read_bottom_up_tsv(path)).startswith(f"'{path}', row 3 (image '123'): {message}")
+    errors = []
+    assert_same(read_bottom_up_tsv(path, on_error=errors))
+    assert [(error.row, error.image_id, error.file) for error in errors] == [(3, "123", str(path))]
+    calls = []
+    assert_same(read_bottom_up_tsv(path, on_error=lambda error: calls.append(str(error))))
+    assert calls == [str(errors[0])]
+
+
+@pytest.mark.parametrize("image_id", ["../x", "a/b", "..", "", "a\\b", "x" * 300, "\0", " "])
+def test_image_ids_that_lead_elsewhere_are_refused(tmp_path, image_id):
+    path = write_tsv(tmp_path / "x.tsv", [tsv_row(image_id, *IMAGES["11"][:2])])
+    assert "is no image id; expected a plain name" in read_error(read_bottom_up_tsv(path))
+
+
+def test_other_lengths_of_features_within_one_file_are_refused(tmp_path):
+    boxes, features, _ = IMAGES["22"]
+    path = write_tsv(tmp_path / "x.tsv", [TSV_ROWS[0], tsv_row("22", boxes, features[:, :5].copy())])
+    assert "features hold 60 bytes where 3 boxes x 6 float32 need 72" in read_error(read_bottom_up_tsv(path))
+    assert "x 2048 float32 need 16384" in read_error(read_bottom_up_tsv(path, feature_dim=2048))
+    path = write_tsv(tmp_path / "y.tsv", [tsv_row("1", boxes, features.ravel()[:17].copy())])
+    assert "features hold 68 bytes, which are no float32 vectors for 3 boxes" in read_error(read_bottom_up_tsv(path))
+
+
+def test_a_line_without_end_is_skipped_not_held(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_grounding.data.feature_readers.bottom_up_tsv.MAX_LINE_BYTES", 2000)
+    path = write_tsv(tmp_path / "x.tsv", [TSV_ROWS[0], "5\t" + "A" * 3_000_000, *TSV_ROWS[1:]])
+    errors = []
+    assert_same(read_bottom_up_tsv(path, on_error=errors))
+    assert [str(error) for error in errors] == [f"'{path}', row 2 (image '5'): the line is longer than 2000 bytes"]
+
+
+def test_a_cut_gzip_gives_its_whole_rows_then_the_error(tmp_path):
+    path = tmp_path / "x.tsv.gz"
+    rows = [tsv_row(str(seed), *make_image(seed, 50)[:2]) for seed in range(20)]
+    whole = gzip.compress("\n".join(rows).encode())
+    path.write_bytes(whole[: len(whole) // 2])
+    errors = []
+    found = list(read_bottom_up_tsv(path, on_error=errors))
+    assert 5 < len(found) < 15
+    assert len(errors) == 1
+    assert errors[0].row == len(found) + 1
+    assert "the rest of the file cannot be read (Compressed file ended before the end-of-stream" in str(errors[0])
+
+
+def test_broken_cocobu_images_are_named_and_the_next_still_read(tmp_path):
+    folder = write_cocobu(tmp_path)
+    (folder / "x_att" / "05.npz").write_bytes(b"PK")
+    np.savez(folder / "x_att" / "06.npz", other=np.zeros(3))
+    np.savez(folder / "x_att" / "07.npz", feat=np.zeros((2, DIM)))
+    np.save(folder / "x_box" / "08.npy", np.zeros((2, 4)))
+    np.savez(folder / "x_att" / "09.npz", feat=np.zeros((14, 14, DIM)))
+    np.save(folder / "x_box" / "09.npy", np.zeros((196, 4)))
+    np.savez(folder / "x_att" / "10.npz", feat=np.array([None], dtype=object))
+    np.savez(folder / "x_att" / "44.npz", feat=np.zeros((2, DIM)))
+    np.save(folder / "x_box" / "44.npy", np.zeros((3, 4)))
+    np.savez(folder / "x_att" / "55.npz", feat=np.zeros((2, DIM)))
+    np.save(folder / "x_box" / "55.npy", np.zeros((2, 4)))
+    errors = []
+    assert_same(read_cocobu(folder, image_sizes=dict.fromkeys(["09", "44", *IDS], SIZE), on_error=errors))
+    expected = {
+        "x_att/05.npz', image '05'": "the file cannot be read",
+        "x_att/06.npz', image '06'": "there is no array `feat`; it has other",
+        "x_box/07.npy', image '07'": "the file is missing",
+        "x_att/08.npz', image '08'": "the file is missing",
+        "x_box/09.npy', image '09'": "features have shape (14, 14, 6) for 196 boxes",
+        "x_att/10.npz', image '10'": "`feat` holds object, expected plain numbers or text",
+        "x_box/44.npy', image '44'": "features have shape (2, 6) for 3 boxes, expected (3, numbers)",
+        "x_box/55.npy', image '55'": "its size is not in `image_sizes`",
+    }
+    for error, (place, reason) in zip(errors, expected.items(), strict=True):
+        assert f"{place}: {reason}" in str(error)
+    assert "size of the image is unknown: give `image_sizes`" in read_error(read_cocobu(write_cocobu(tmp_path / "y")))
+
+
+def npy(shape, data=b"", descr="<f4"):
+    header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (npy((10**9, 4)), "claims shape (1000000000, 4) of float32, over the limit of 67108864 bytes"),
+        (npy((2**60, 2**60)), "has the impossible shape"),
+        (npy((2, 4), bytes(8)), "holds 8 bytes where shape (2, 4) of float32 needs 32"),
+        (npy((2, 4), bytes(40)), "goes on after its last number"),
+        (npy((2, 4), bytes(32), "|V4"), "holds |V4, expected plain numbers or text"),
+        (b"\x93NUMPY\x02\x00\xff\xff\xff\xff", "has `.npy` version (2, 0), expected (1, 0)"),
+        (b"nothing", "cannot be read"),
+    ],
+    ids=["huge", "overflow", "cut", "long", "void", "version 2", "text"],
+)
+def test_arrays_that_claim_what_they_do_not_have_are_refused(tmp_path, content, message):
+    folder = write_cocobu(tmp_path)
+    (folder / "x_box" / "11.npy").write_bytes(content)
+    assert message in read_error(read_cocobu(folder, image_sizes="boxes"))
+    with zipfile.ZipFile(folder / "x_att" / "11.npz", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("feat.npy", content)
+    assert message in read_error(read_cocobu(folder, image_sizes="boxes"))
+
+
+def test_other_compressions_of_npz_are_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "1.npz", "w", zipfile.ZIP_LZMA) as file:
+        file.writestr("feat.npy", npy((1,), bytes(4)))
+    assert "`feat` is compressed by method 14" in read_error(read_npz_folder(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"cls_prob": np.full((2, 5), 1.5)}, "class probabilities of box 0 leave [0, 1], e.g. 1.5"),
+        ({"cls_prob": np.full((2, 5), np.nan)}, "class probabilities of box 0 are not finite"),
+        ({"cls_prob": np.ones((2, 1))}, "class probabilities have 1 numbers for each box, where 5 are expected"),
+        ({"image_w": [3, 4]}, "`image_w` must be one number, got shape (2,)"),
+        ({"image_w": 2.5}, "`image_w` must be a whole number of pixels"),
+        ({"image_h": None}, "there is no array `image_h`"),
+        ({"boxes": None}, "there is no array `boxes`"),
+        ({"boxes": np.zeros((2, 5))}, "boxes have shape (2, 5), expected (n, 4)"),
+        ({"boxes": np.zeros((0, 4)), "features": np.zeros((0, DIM))}, "there are no boxes"),
+        ({"features": np.full((2, DIM), "x")}, "features must be numbers, got <U1"),
+        ({"features": np.full((2, DIM), 1e300)}, "features of box 0 are not finite"),
+    ],
+)
+def test_broken_npz_images_are_named(tmp_path, changes, message):
+    write_npz_folder(tmp_path)
+    boxes, features, probs = IMAGES["11"]
+    arrays = {"features": features, "boxes": boxes, "cls_prob": probs, "image_w": 9, "image_h": 9} | changes
+    np.savez(tmp_path / "22.npz", **{name: value for name, value in arrays.items() if value is not None})
+    errors = []
+    found = list(read_npz_folder(tmp_path, on_error=errors))
+    assert [regions.image_id for regions in found] == ["11", "33"]
+    assert str(errors[0]).startswith(f"'{tmp_path / '22.npz'}', image '22': {message}")
+
+
+BOXES = regions_arrays()["boxes"]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"boxes": None}, "there is no array `boxes`"),
+        ({"offsets": np.array([0, 9, 5, 9])}, "`offsets` must rise from 0"),
+        ({"offsets": np.array([0, 2, 5, 10**9])}, "row 2 claims 999999995 boxes; an image has at most 10000"),
+        ({"offsets": np.array([0, 2, 5, 10])}, r"`boxes` has shape (9, 4), expected (10, numbers) by `offsets`"),
+        ({"image_ids": np.array([1, 2])}, "the arrays do not belong together: `image_ids` int64 (2,), `offsets`"),
+        ({"feature_scale": None}, "there is no array `feature_scale`"),
+        ({"feature_scale": np.ones(5)}, "`feature_scale` has shape (5,), `region_features_q` (9, 6)"),
+        ({"feature_scale": np.full(DIM, np.nan)}, "`feature_scale` must be one finite number for each column"),
+        ({"class_probs": np.full((9, 2), "x")}, "`class_probs` must be numbers, got <U1"),
+        ({"boxes": np.asfortranarray(BOXES)}, "`boxes` has shape (9, 4) in columns' order"),
+    ],
+)
+def test_region_files_whose_arrays_do_not_fit_are_refused_whole(tmp_path, changes, message):
+    path = write_regions_npz(tmp_path / "x.npz", **changes)
+    assert read_error(read_regions_npz(path, on_error=[])).startswith(f"'{path}': {message}")
+
+
+def test_a_broken_image_of_a_region_file_is_skipped(tmp_path):
+    boxes = BOXES.copy()
+    boxes[3, 0] = 500
+    path = write_regions_npz(tmp_path / "x.npz", boxes=boxes)
+    errors = []
+    assert [regions.image_id for regions in read_regions_npz(path, on_error=errors)] == ["11", "33"]
+    assert str(errors[0]).startswith(f"'{path}', row 1 (image '22'): box 1 is not xyxy")
+
+
+def test_a_region_file_with_a_wrong_checksum_gives_no_image(tmp_path):
+    np.savez(tmp_path / "x.npz", **regions_arrays())
+    content = bytearray((tmp_path / "x.npz").read_bytes())
+    quantised = regions_arrays()["region_features_q"].tobytes()
+    content[content.index(quantised) + 50] ^= 1
+    (tmp_path / "x.npz").write_bytes(content)
+    assert "`region_features_q` cannot be read (Bad CRC-32" in read_error(read_regions_npz(tmp_path / "x.npz"))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"pos_boxes": np.array([[0, 2], [2, 10**9], [5, 9]])}, "`pos_boxes` are 2 to 1000000000, of 9 boxes"),
+        ({"pos_boxes": np.array([[0, 2], [-1, 3], [5, 9]])}, "`pos_boxes` are -1 to 3, of 9 boxes"),
+        ({"pos_boxes": np.array([[0, 2], [2, 2], [5, 9]])}, "it claims 0 boxes; an image has 1 to 10000"),
+        ({"pos_boxes": np.array([[0, 2]])}, "the index points behind the last of 1 rows"),
+        ({"spatial_features": None}, "the size of the image is unknown: no `spatial_features`, so give `image_sizes`"),
+        ({"spatial_features": np.zeros((9, 6))}, "`spatial_features` give no image size W"),
+        ({"spatial_features": np.full((9, 6), 0.7)}, "`spatial_features` do not belong to the boxes"),
+        ({"image_bb": np.zeros((9, 4))}, "all boxes are 0, as in a row that was never written"),
+        ({"image_features": np.full((9, DIM), np.nan)}, "features of box 0 are not finite"),
+    ],
+)
+def test_broken_rows_of_hdf5_are_named(tmp_path, changes, message):
+    path = write_hdf5(tmp_path, index={"123": 1}, **changes)
+    assert read_error(read_vqa_hdf5(path)).startswith(f"'{path}', row 1 (image '123'): {message}")
+
+
+def test_the_rows_after_a_broken_one_of_hdf5_are_still_read(tmp_path):
+    path = write_hdf5(tmp_path, pos_boxes=np.array([[0, 2], [7, 3], [5, 9]]))
+    errors = []
+    assert [regions.image_id for regions in read_vqa_hdf5(path, on_error=errors)] == ["11", "33"]
+    assert [(error.row, error.image_id) for error in errors] == [(1, "22")]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"image_bb": None}, "there is no array `image_bb`; it has"),
+        (
+            {"image_bb": np.zeros((8, 4))},
+            "the arrays do not belong together: `image_features` (9, 6), `image_bb` (8, 4)",
+        ),
+        ({"image_bb": np.full((9, 4), b"x")}, "`image_bb` must be numbers"),
+        ({"pos_boxes": np.zeros((3, 2))}, "`pos_boxes` must be whole numbers, got float64"),
+        ({"pos_boxes": None}, "the arrays do not belong together"),
+    ],
+)
+def test_hdf5_files_whose_arrays_do_not_fit_are_refused_whole(tmp_path, changes, message):
+    path = write_hdf5(tmp_path, **changes)
+    assert read_error(read_vqa_hdf5(path, on_error=[])).startswith(f"'{path}': {message}")
+
+
+def test_hdf5_arrays_elsewhere_or_never_written_or_in_huge_chunks_are_refused(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    path = write_hdf5(tmp_path)
+    (tmp_path / "secret").write_bytes(bytes(1000))
+
+    def replace(create):
+        with h5py.File(path, "a") as file:
+            del file["image_bb"]
+            create(file)
+        return read_error(read_vqa_hdf5(path))
+
+    def huge(file):
+        file.create_dataset("image_bb", (10**9, 4), "f4", chunks=(10**7, 4))
+
+    elsewhere = "`image_bb` is no array inside this file"
+    external = [(str(tmp_path / "secret"), 0, 144)]
+    layout = h5py.VirtualLayout((9, 4), "f4")
+    layout[:] = h5py.VirtualSource("other.hdf5", "x", (9, 4))
+    assert elsewhere in replace(lambda file: file.create_dataset("image_bb", (9, 4), "f4", external=external))
+    assert elsewhere in replace(lambda file: file.create_virtual_dataset("image_bb", layout))
+    assert elsewhere in replace(lambda file: file.__setitem__("image_bb", h5py.ExternalLink("other.hdf5", "x")))
+    assert elsewhere in replace(lambda file: file.create_group("image_bb"))
+    assert "needs 144 bytes and has 0" in replace(lambda file: file.create_dataset("image_bb", (9, 4), "f4"))
+    assert "has chunks of (10000000, 4), over 67108864 bytes" in replace(huge)
+    path.write_bytes(path.read_bytes()[:3000])
+    assert f"'{path}': the file cannot be read" in read_error(read_vqa_hdf5(path))
+
+
+@pytest.mark.parametrize(
+    "index, message",
+    [
+        ([1, 2], "the index must be a dictionary image id -> row, got list"),
+        ({"a": "0"}, "the row of image 'a' must be a whole number from 0, got 0"),
+        ({"a": -1}, "the row of image 'a' must be a whole number from 0, got -1"),
+        ({"a/b": 1}, "'a/b' is no image id"),
+        ({(1, 2): 1}, "the pickle has a key of type tuple; keys are text or numbers"),
+        ({1.5: 1}, "the image id must be text or a whole number, got float"),
+        ({"a": 2**80}, "the pickle has a whole number of 11 bytes"),
+    ],
+)
+def test_an_index_that_is_none_is_named(tmp_path, index, message):
+    path = write_hdf5(tmp_path, index=index)
+    place = path.with_name("train36_imgid2idx.pkl")
+    assert read_error(read_vqa_hdf5(path)).startswith(f"'{place}': {message}")
+
+
+def test_hdf5_without_h5py_names_the_extra(tmp_path, monkeypatch):
+    path = write_hdf5(tmp_path)
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(ImportError, match=r'pip install "hf_grounding\[formats\]"'):
+        read_vqa_hdf5(path)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"size": (0, 40)}, "`height` must be a whole number of pixels"),
+        ({"size": 30}, "`size` must be (height, width)"),
+        ({"queries": "a dog"}, "`queries` must be a list of texts"),
+        ({"annotations": [1]}, "`annotations` must be a list of dictionaries"),
+        ({"annotations": [{"query": None}]}, "annotation 0 has no text `query`"),
+        ({"annotations": [{"query": "a", "bbox": [[1, 2, 0, 4]]}]}, "annotation 0: `bbox` must be a list of finite"),
+        ({"annotations": [{"query": "a", "bbox": [[1, 2, 3]]}]}, "annotation 0: `bbox` must be a list of finite"),
+    ],
+)
+def test_broken_annotations_are_named_and_the_next_still_read(tmp_path, change, message):
+    photos = dict.fromkeys(["1", "2"], jpeg())
+    folder = write_lmdb(tmp_path, photos, {1: annotation(**change), 2: annotation()})
+    errors = []
+    found = list(read_grounding_lmdb(folder, annotations=folder / "annotations.pkl", on_error=errors))
+    assert [item.image_id for item in found] == ["2"]
+    assert str(errors[0]).startswith(f"'{folder / 'annotations.pkl'}', image '1': {message}")
+
+
+def test_annotations_that_hold_themselves_are_refused(tmp_path):
+    endless = annotation()
+    endless["more"] = endless
+    folder = write_lmdb(tmp_path, {"1": jpeg()}, {"1": endless})
+    wide = annotation(more=[[]] * 10)
+    for _ in range(7):
+        wide["more"] = [wide["more"]] * 10
+    (folder / "wide.pkl").write_bytes(pickle.dumps({"1": wide}))
+    assert "nested more than 10 deep" in read_error(read_grounding_lmdb(folder, annotations=folder / "annotations.pkl"))
+    assert "holds more than 1000000 values" in read_error(read_grounding_lmdb(folder, annotations=folder / "wide.pkl"))
+
+
+def test_broken_and_missing_photos_are_named(tmp_path):
+    png = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(png, "PNG")
+    photos = {"1": jpeg()[:-700], "2": png.getvalue(), "3": jpeg(), "a/b": jpeg()}
+    folder = write_lmdb(tmp_path, photos, dict.fromkeys(["1", "2", "3", "4"], annotation()))
+    errors = []
+    assert [item.image_id for item in read_grounding_lmdb(folder, on_error=errors)] == ["3"]
+    assert [error.image_id for error in errors] == ["1", "2", None]
+    assert "the photo cannot be read (image file is truncated" in str(errors[0])
+    assert "'a/b' is no image id" in str(errors[2])
+    errors.clear()
+    list(read_grounding_lmdb(folder, annotations=folder / "annotations.pkl", on_error=errors))
+    assert "image '4': there is no such photo, but" in str(errors[-1])
+
+
+def test_a_photo_that_claims_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
+    photo = bytearray(jpeg())
+    start = photo.index(b"\xff\xc0") + 5
+    photo[start : start + 4] = (12_000).to_bytes(2, "big") * 2
+    folder = write_lmdb(tmp_path, {"1": bytes(photo)})
+    assert "claims 12000 x 12000 pixels, over the limit" in read_error(read_grounding_lmdb(folder))
+
+
+def test_an_lmdb_cut_short_is_refused_where_the_library_would_crash(tmp_path):
+    folder = write_lmdb(tmp_path, {str(number): jpeg() for number in range(100)})
+    file = folder / "data.mdb"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    assert read_error(read_grounding_lmdb(folder)).startswith(f"'{file}': the file is cut short: it has")
+    file.write_bytes(bytes(10_000))
+    assert "the file is no LMDB file: it has no meta page" in read_error(read_grounding_lmdb(folder))
+
+
+# --- pickles
+
+
+class Payload:
+    def __reduce__(self):
+        return eval, ("1 + 1",)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_plain_data_of_all_protocols_is_read(protocol):
+    value = {
+        "a": [1, -1, 300, 70_000, 2**40, -(2**63), True, False, None, 1.5, "é\n'", b"\xff\x00", ""],
+        7: ((), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4), [], {}, {"x"}, frozenset([1]), b""),
+    }
+    value["again"] = value["a"]
+    assert loads_plain_pickle(pickle.dumps(value, protocol)) == value
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_numpy_arrays_and_numbers_are_read(protocol):
+    arrays = [np.arange(6, dtype=">i4").reshape(2, 3), np.asfortranarray(np.eye(3)), np.array(["ab", "c"]), np.zeros(0)]
+    loaded = loads_plain_pickle(pickle.dumps([*arrays, arrays[0], np.float32(1.5), np.int64(3)], protocol))
+    for array, expected in zip(loaded, [*arrays, arrays[0]], strict=False):
+        np.testing.assert_array_equal(array, expected)
+    assert loaded[0] is loaded[4]
+    assert loaded[5:] == [1.5, 3]
+
+
+def test_python_2_pickles_are_read():
+    assert loads_plain_pickle(b"\x80\x02}q\x00U\x03abcq\x01K\x05s.") == {"abc": 5}
+    assert loads_plain_pickle(b"(dp0\nS'a\\xc3\\xa9'\np1\nL12L\ns.") == {"aé": 12}
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (pickle.dumps(Payload()), "'builtins.eval'; only plain data and numpy arrays are read, nothing is run"),
+        (pickle.dumps(Payload(), 0), "'__builtin__.eval'"),
+        (pickle.dumps(np.array([None], dtype=object)), "'dtype' in a way that plain data does not"),
+        (pickle.dumps(ValueError("x")), "'builtins.ValueError'"),
+        (b"(cposix\nsystem\n.", "'posix.system'"),
+        (b"\x80\x02]r\xff\xff\xff\x7f.", None),  # a memo index for which pickle reserves 64 GB
+        (b"X\xff\xff\xff\x7fabc.", "the pickle is cut short"),
+        (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\xffabc.", "the pickle is cut short"),
+        (b"K\x01K\x02.", "ends in the middle of a value"),
+        (b"(K\x01.", "ends in the middle of a value"),
+        (b"Pabc\n.", "no plain data: operation 'PERSID'"),
+        (b"\xff.", "no plain data: operation b'\\xff'"),
+        (b"L" + b"9" * 5000 + b"\n.", "for a whole number"),
+        (b"a.", "takes a value where there is none"),
+        (b"h\x05.", "repeats a value that it does not have"),
+        (b"", "cut short"),
+    ],
+)
+def test_other_pickles_are_refused_by_name(data, message):
+    if message is None:
+        assert loads_plain_pickle(data) == []
+        return
+    with pytest.raises(Fault) as info:
+        loads_plain_pickle(data)
+    assert message in str(info.value)
+
+
+def test_a_key_that_would_hash_for_ever_is_refused():
+    value = ()
+    for _ in range(100):
+        value = (value, value)
+    with pytest.raises(Fault, match="a key of type tuple"):
+        loads_plain_pickle(b"}" + pickle.dumps(value)[:-1] + b"K\x01s.")
+
+
+# --- names and arguments
+
+
+def test_formats_and_options_are_named(tmp_path):
+    assert set(FORMATS) == {"bottom-up-tsv", "cocobu", "npz", "regions-npz", "vqa-hdf5"}
+    with pytest.raises(ValueError, match=r"Unknown format 'bottomup_tsv'\. Did you mean 'bottom-up-tsv'"):
+        read_features(tmp_path, "bottomup_tsv")
+    with pytest.raises(ValueError, match=r"has no option `image_size`\. Did you mean 'image_sizes'"):
+        read_features(tmp_path, "cocobu", image_size={})
+    with pytest.raises(ValueError, match=r"holds photos, not regions\. Use `read_grounding_lmdb`"):
+        read_features(tmp_path, "lmdb")
+    with pytest.raises(TypeError, match="`on_error` must be a function, a list or None, got str"):
+        read_features(write_tsv(tmp_path / "x.tsv"), "bottom-up-tsv", on_error="skip")
+    with pytest.raises(TypeError, match="`image_sizes` must map image ids"):
+        read_features(tmp_path, "npz", image_sizes=(3, 4))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_missing_files_are_named_at_once(tmp_path, name):
+    with pytest.raises(FileNotFoundError, match="missing"):
+        read_features(tmp_path / "missing", name)
+    with pytest.raises(FileNotFoundError, match="missing"):
+        read_grounding_lmdb(tmp_path / "missing")
+
+
+def test_cocobu_folders_that_cannot_be_told_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="must be or hold one folder '<name>_att', got none"):
+        read_cocobu(tmp_path)
+    (tmp_path / "x_att").mkdir()
+    with pytest.raises(FileNotFoundError, match="x_box' is no folder"):
+        read_cocobu(tmp_path)
+    (tmp_path / "y_att").mkdir()
+    with pytest.raises(FileNotFoundError, match="got x_att, y_att"):
+        read_cocobu(tmp_path)
+
+
+def test_errors_survive_the_way_out_of_another_process():
+    error = FeatureFileError("x.tsv", "it is short", row=7, image_id="123")
+    assert str(error) == "'x.tsv', row 7 (image '123'): it is short"
+    copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - written one line above
+    assert (str(copy), copy.row, copy.image_id, copy.reason) == (str(error), 7, "123", "it is short")
