@@ -66,6 +66,10 @@ def noisy_or_logits(location_logits: torch.Tensor) -> torch.Tensor:
     return torch.where(total < SMALLEST_SUM, tiny, safe + torch.log(-torch.expm1(-safe)))
 
 
+class WordLayer(nn.Conv2d):
+    """The last 1x1 convolution, one logit for each word; a class of its own because it starts differently."""
+
+
 class ConceptHead(nn.Module):
     r"""1x1 convolutions from the map to one logit for each word and location.
 
@@ -82,7 +86,7 @@ class ConceptHead(nn.Module):
         )
         self.dropout = nn.Dropout(config.dropout)
         self.hidden = nn.ModuleList(nn.Conv2d(n_in, n_out, kernel_size=1) for n_in, n_out in pairwise(widths))
-        self.classifier = nn.Conv2d(widths[-1], config.num_concepts, kernel_size=1)
+        self.classifier = WordLayer(widths[-1], config.num_concepts, kernel_size=1)
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         x = self.standardize(feature_map.movedim(1, -1)).movedim(-1, 1)
@@ -100,12 +104,13 @@ class ConceptDetectorPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        if isinstance(module, ConceptHead):
-            for layer in module.hidden:
-                init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                init.zeros_(layer.bias)
-            init.normal_(module.classifier.weight, std=self.config.initializer_range)
-            init.constant_(module.classifier.bias, self.config.bias_init)
+        # By layer: transformers does not ask for modules without parameters of their own, as `ConceptHead`.
+        if isinstance(module, WordLayer):
+            init.normal_(module.weight, std=self.config.initializer_range)
+            init.constant_(module.bias, self.config.bias_init)
+        elif isinstance(module, nn.Conv2d):
+            init.kaiming_normal_(module.weight, nonlinearity="relu")
+            init.zeros_(module.bias)
 
 
 @auto_docstring(custom_intro="Concept detector: the probability of each word of a vocabulary in an image, and where.")
