@@ -89,6 +89,8 @@ class TestTrainedResNet(ConceptTesterMixin):
     ConceptDetectorConfig not in AutoModel._model_mapping, reason="the Auto classes do not know the detector yet"
 )
 class TestSharing(SharingTesterMixin):
+    auto_classes = ("AutoModel", "AutoModelForImageClassification")
+
     def make_model(self):
         return small_model(backbone_config=mobilenet(), backbone_level=5, feature_channels=8)
 
