@@ -74,15 +74,11 @@ setup(
     ],
     extras_require={
         "coco": ["pycocoevalcap>=1.2"],  # METEOR and SPICE, which need Java too
+        "formats": ["h5py", "lmdb"],  # old feature files
+        "onnx": ["onnxruntime"],  # detectors as ONNX files
         "dev": [
-            "pytest",
-            "hypothesis",
-            "pycocoevalcap>=1.2",
-            "ruff",
-            "mypy",
-            "types-PyYAML",
-            "build",
-            "setuptools>=77",
+            *("pytest", "hypothesis", "ruff", "mypy", "types-PyYAML", "build", "setuptools>=77"),
+            *("pycocoevalcap>=1.2", "h5py", "lmdb", "onnxruntime"),
         ],
     },
     entry_points={"console_scripts": ["hf-grounding=hf_grounding.cli:main"]},
