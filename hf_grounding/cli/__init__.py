@@ -10,6 +10,7 @@ import typer
 
 from .. import __version__
 from .common import guarded
+from .convert_features import convert_features
 from .evaluate import evaluate
 from .extract_features import extract_features
 from .ground import ground
@@ -78,6 +79,12 @@ _add(
     "extract-features",
     "hf-grounding extract-features photos/ --detector PekingU/rtdetr_v2_r18vd --out features",
     "hf-grounding extract-features photos/ --detector yolox/ --backbone google/mobilenet_v2_1.0_224 --out features",
+)
+_add(
+    convert_features,
+    "convert-features",
+    "hf-grounding convert-features trainval_36.tsv --from bottom-up-tsv --out features",
+    "hf-grounding convert-features train36.hdf5 --from vqa-hdf5 --index train36_imgid2idx.pkl --out features",
 )
 _add(
     inspect,

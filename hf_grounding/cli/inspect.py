@@ -35,7 +35,10 @@ def inspect(
             for name, value in facts.items():
                 typer.echo(f"{name}: {value}")
             return
-        regions = regions_of[image]
+        try:
+            regions = regions_of[image]
+        except KeyError as error:
+            raise ValueError(error.args[0]) from error
         if draw is not None:
             from ..processing.photos import load_photo
             from ..visualization import draw_regions
@@ -74,6 +77,6 @@ def region_rows(regions: Any) -> list[dict[str, Any]]:
             label = int(regions.labels[number])
             row["label"] = labels[label] if labels else label
         if regions.scores is not None:
-            row["score"] = round(float(regions.scores[number]), 3)
+            row["score"] = f"{regions.scores[number]:.3f}"
         rows.append(row | {"box": ", ".join(f"{side:.0f}" for side in box)})
     return rows

@@ -37,7 +37,7 @@ _READERS: dict[str, tuple[Callable[..., Iterator[Regions]], str]] = {
     "bottom-up-tsv": (read_bottom_up_tsv, "One TSV, plain or gzipped: sizes, boxes and features in base64."),
     "cocobu": (read_cocobu, "Folders `<name>_att/<id>.npz` and `<name>_box/<id>.npy`; needs `image_sizes`."),
     "npz": (read_npz_folder, "A folder of `<id>.npz` with features, boxes, sizes and `cls_prob`."),
-    "regions-npz": (read_regions_npz, "One `.npz` of all images, as in `../shared/data/regions`."),
+    "regions-npz": (read_regions_npz, "One `.npz` of all images: ids, offsets, boxes, class probabilities."),
     "vqa-hdf5": (read_vqa_hdf5, "One HDF5 file, fixed or adaptive, with its pickle `image id -> row`."),
 }
 

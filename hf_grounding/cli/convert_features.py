@@ -1,0 +1,74 @@
+"""`hf-grounding convert-features`: feature files people have, into a store of regions."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .common import one_line, working
+
+
+def convert_features(
+    source: Annotated[Path, typer.Argument(help="File or folder of features.", metavar="FILE")],
+    format_: Annotated[str, typer.Option("--from", help="bottom-up-tsv, cocobu, npz, regions-npz or vqa-hdf5.")],
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder of the store; run again, it goes on.")],
+    image_sizes: Annotated[
+        Path | None,
+        typer.Option("--image_sizes", dir_okay=False, help="JSON {image id: [height, width]}, where files lack them."),
+    ] = None,
+    index: Annotated[Path | None, typer.Option(dir_okay=False, help="Of vqa-hdf5: the pickle image id -> row.")] = None,
+    detector: Annotated[str | None, typer.Option(help="Name of the detector, kept with the regions.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the features: float16 or float32.")] = "float16",
+    keep_going: Annotated[
+        bool, typer.Option("--keep_going", help="Leave out images that are damaged, and list them at the end.")
+    ] = False,
+) -> None:
+    """Convert region features into a store, one image at a time.
+
+    Damaged rows are named with the reason; with --keep_going they are left out and the exit code is 1.
+    """
+    with working():
+        from tqdm.auto import tqdm
+
+        from ..data.feature_readers import read_features
+        from ..data.region_store import RegionStoreWriter
+
+        failed: list[Exception] = []
+        options: dict[str, Any] = {"index": index, "detector": detector}
+        if image_sizes is not None:
+            options["image_sizes"] = read_image_sizes(image_sizes)
+        if keep_going:
+            options["on_error"] = failed
+        given = {name: value for name, value in options.items() if value is not None}
+        reader = read_features(source, format_, **given)
+        settings = {"converted_from": format_, "source": source.name}
+        count = 0
+        with RegionStoreWriter(out, settings, dtype, detector=detector or "") as writer:
+            for regions in tqdm(reader, desc="images", unit="image"):
+                regions.settings = settings
+                if not writer.done(regions.image_id):
+                    writer.add(regions)
+                    count += 1
+    typer.echo(f"{count} images: {out}")
+    for error in failed:
+        typer.echo(f"Left out: {one_line(error)}", err=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def read_image_sizes(path: Path) -> dict[str, tuple[int, int]]:
+    """Sizes by image id from JSON.
+
+    Raises:
+        ValueError: If the file is no such JSON; names the first entry that is not (height, width).
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        entries = dict(content)
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"'{path}' cannot be read as JSON of {{image id: [height, width]}} ({error}).") from error
+    for image_id, size in entries.items():
+        if not isinstance(size, list) or len(size) != 2 or not all(isinstance(s, int) and s > 0 for s in size):
+            raise ValueError(f"In '{path}', image '{image_id}' must have [height, width] in pixels, got {size!r}.")
+    return {image_id: (height, width) for image_id, (height, width) in entries.items()}
