@@ -222,6 +222,18 @@ def test_the_two_branches_meet(z):
     torch.testing.assert_close(noisy_or_logits(logits), logits.flatten(), rtol=1e-12, atol=1e-11)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_half_precision_the_probabilities_are_those_of_float32_from_the_same_logits(dtype):
+    model = small_model().to(dtype)
+    (maps,) = small_inputs()["feature_maps"]
+    logits = model.head(maps.to(dtype))
+    assert logits.dtype == dtype
+    output = model(feature_maps=maps, labels=LABELS)  # the map is cast to the model's precision
+    assert all(value.dtype == torch.float32 for value in tensors_of(output).values())
+    torch.testing.assert_close(output.concept_probs, noisy_or(logits.float()), rtol=0, atol=0)
+    torch.testing.assert_close(output.location_probs, logits.float().sigmoid(), rtol=0, atol=0)
+
+
 # Training
 
 
@@ -291,6 +303,22 @@ def test_dropout_is_off_in_eval_mode_and_on_in_training():
 
 
 # Inputs and settings
+
+
+def test_normalised_features_leave_the_scale_and_offset_of_every_cell_out():
+    (maps,) = small_inputs()["feature_maps"]
+    moved = maps * torch.tensor([1.0, 5.0, 20.0]).view(1, 1, 1, 3) + 7
+    normal, plain = small_model(normalize_features=True), small_model()
+    torch.testing.assert_close(
+        normal(feature_maps=moved).logits, normal(feature_maps=maps).logits, rtol=1e-3, atol=1e-3
+    )
+    assert not torch.allclose(plain(feature_maps=moved).logits, plain(feature_maps=maps).logits, rtol=1e-2)
+
+
+def test_words_and_ids_of_the_configuration_always_agree():
+    config = ConceptDetectorConfig(id2label={"0": "cat", "1": "dog"}, label2id={"LABEL_0": 0, "LABEL_1": 1})
+    assert config.id2label == {0: "cat", 1: "dog"}
+    assert config.label2id == {"cat": 0, "dog": 1}
 
 
 def test_the_feature_map_of_the_backbone_gives_what_its_pixels_give():

@@ -154,6 +154,12 @@ def test_ranked_words_are_in_order_and_without_function_words():
     assert ranked[1][0] == RankedConcept("man", 0.5)
 
 
+def test_of_equally_likely_words_the_earlier_comes_first():
+    words = [f"word{i}" for i in range(1000)]
+    ranked = make_processor(concepts=words).rank(torch.arange(1000)[None] % 2 / 2, top=1000)
+    assert [each.word for each in ranked[0]] == words[1::2] + words[::2]
+
+
 def test_only_the_top_is_kept():
     probs = torch.tensor([[0.9, 0.2, 0.6, 0.9, 0.4]])
     assert [each.word for each in make_processor().rank(probs, top=1)[0]] == ["horse"]
