@@ -14,6 +14,9 @@ __version__ = "0.1.0.dev0"
 
 # public name -> module that defines it
 _HOMES = {
+    "ConceptDetector": "modeling.modeling_concepts",
+    "ConceptDetectorConfig": "modeling.configuration_concepts",
+    "ConceptProcessor": "processing.concepts",
     "Grounding": "processing.grounding",
     "MultiLevelGroundingConfig": "modeling.configuration_multilevel",
     "MultiLevelGroundingModel": "modeling.modeling_multilevel",
@@ -34,9 +37,12 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; tests/test_pa
     from .hub import save_with_code as save_with_code
     from .metrics.attention_correctness import attention_correctness as attention_correctness
     from .metrics.pointing_game import pointing_game as pointing_game
+    from .modeling.configuration_concepts import ConceptDetectorConfig as ConceptDetectorConfig
     from .modeling.configuration_multilevel import MultiLevelGroundingConfig as MultiLevelGroundingConfig
+    from .modeling.modeling_concepts import ConceptDetector as ConceptDetector
     from .modeling.modeling_multilevel import MultiLevelGroundingModel as MultiLevelGroundingModel
     from .pipelines import PhraseGroundingPipeline as PhraseGroundingPipeline
+    from .processing.concepts import ConceptProcessor as ConceptProcessor
     from .processing.grounding import Grounding as Grounding
     from .processing.processing_multilevel import MultiLevelGroundingProcessor as MultiLevelGroundingProcessor
     from .visualization import draw_grounding as draw_grounding

@@ -19,17 +19,23 @@ from types import ModuleType
 def _register_configs() -> None:
     from transformers import AutoConfig
 
+    from .modeling.configuration_concepts import ConceptDetectorConfig
     from .modeling.configuration_multilevel import MultiLevelGroundingConfig
 
+    AutoConfig.register(ConceptDetectorConfig.model_type, ConceptDetectorConfig, exist_ok=True)
     AutoConfig.register(MultiLevelGroundingConfig.model_type, MultiLevelGroundingConfig, exist_ok=True)
 
 
 def _register_models() -> None:
-    from transformers import AutoModel, AutoModelForZeroShotObjectDetection
+    from transformers import AutoModel, AutoModelForImageClassification, AutoModelForZeroShotObjectDetection
 
+    from .modeling.configuration_concepts import ConceptDetectorConfig
     from .modeling.configuration_multilevel import MultiLevelGroundingConfig
+    from .modeling.modeling_concepts import ConceptDetector
     from .modeling.modeling_multilevel import MultiLevelGroundingModel
 
+    AutoModel.register(ConceptDetectorConfig, ConceptDetector, exist_ok=True)
+    AutoModelForImageClassification.register(ConceptDetectorConfig, ConceptDetector, exist_ok=True)
     AutoModel.register(MultiLevelGroundingConfig, MultiLevelGroundingModel, exist_ok=True)
     AutoModelForZeroShotObjectDetection.register(MultiLevelGroundingConfig, MultiLevelGroundingModel, exist_ok=True)
 
@@ -37,19 +43,24 @@ def _register_models() -> None:
 def _register_image_processors() -> None:
     from transformers import AutoImageProcessor
 
+    from .modeling.configuration_concepts import ConceptDetectorConfig
     from .modeling.configuration_multilevel import MultiLevelGroundingConfig
     from .processing.image_processing_multilevel import MultiLevelGroundingImageProcessorPil
 
     classes = {"pil": MultiLevelGroundingImageProcessorPil}
+    AutoImageProcessor.register(ConceptDetectorConfig, image_processor_classes=classes, exist_ok=True)
     AutoImageProcessor.register(MultiLevelGroundingConfig, image_processor_classes=classes, exist_ok=True)
 
 
 def _register_processors() -> None:
     from transformers import AutoProcessor
 
+    from .modeling.configuration_concepts import ConceptDetectorConfig
     from .modeling.configuration_multilevel import MultiLevelGroundingConfig
+    from .processing.concepts import ConceptProcessor
     from .processing.processing_multilevel import MultiLevelGroundingProcessor
 
+    AutoProcessor.register(ConceptDetectorConfig, ConceptProcessor, exist_ok=True)
     AutoProcessor.register(MultiLevelGroundingConfig, MultiLevelGroundingProcessor, exist_ok=True)
 
 

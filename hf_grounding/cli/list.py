@@ -9,7 +9,8 @@ from .common import print_json
 
 # Written out, because importing a model brings torch.
 MODELS = {
-    "multilevel_grounding": "Multi-level common semantic space: heatmaps for words and phrases, learned from captions."
+    "concept_detector": "Noisy-OR network over a photo's map: which words would people use? Learned from captions.",
+    "multilevel_grounding": "Multi-level common semantic space: heatmaps for words and phrases, learned from captions.",
 }
 METRICS = (
     *("pointing_game", "attention_correctness", "level_selection_rates"),

@@ -10,7 +10,7 @@ from typing import Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .configuration_multilevel import _as_config
+from .configuration_multilevel import as_config
 
 
 @strict
@@ -56,7 +56,7 @@ class ConceptDetectorConfig(PreTrainedConfig):
     problem_type: Literal["multi_label_classification"] = "multi_label_classification"
 
     def __post_init__(self, **kwargs):
-        self.backbone_config = _as_config(self.backbone_config, "backbone_config")
+        self.backbone_config = as_config(self.backbone_config, "backbone_config")
         if self.id2label is None and self.label2id is not None:
             self.id2label = {int(index): word for word, index in self.label2id.items()}
         given = {

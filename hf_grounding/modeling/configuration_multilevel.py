@@ -118,8 +118,8 @@ class MultiLevelGroundingConfig(PreTrainedConfig):
     attention_chunk_size: int | None = None
 
     def __post_init__(self, **kwargs):
-        self.backbone_config = _as_config(self.backbone_config, "backbone_config")
-        self.text_config = _as_config(self.text_config, "text_config")
+        self.backbone_config = as_config(self.backbone_config, "backbone_config")
+        self.text_config = as_config(self.text_config, "text_config")
         if self.visual_hidden_sizes is None:
             self.visual_hidden_sizes = [self.hidden_size] * 3
         if self.sentence_pooling is None:
@@ -178,7 +178,7 @@ class MultiLevelGroundingConfig(PreTrainedConfig):
             raise ValueError(f"`dropout` must be in [0, 1), got {self.dropout}.")
 
 
-def _as_config(value: "dict | PreTrainedConfig | None", name: str) -> PreTrainedConfig | None:
+def as_config(value: "dict | PreTrainedConfig | None", name: str) -> PreTrainedConfig | None:
     if not isinstance(value, dict):
         return value
     if "model_type" not in value:

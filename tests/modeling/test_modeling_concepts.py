@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
-from transformers import AutoModel, MobileNetV2Config, ResNetConfig
+from transformers import MobileNetV2Config, ResNetConfig
 
 from hf_grounding.modeling.configuration_concepts import ConceptDetectorConfig
 from hf_grounding.modeling.modeling_concepts import ConceptDetector, noisy_or, noisy_or_logits
@@ -85,9 +85,6 @@ class TestTrainedResNet(ConceptTesterMixin):
         return {"pixel_values": pixels(), "labels": LABELS}
 
 
-@pytest.mark.skipif(
-    ConceptDetectorConfig not in AutoModel._model_mapping, reason="the Auto classes do not know the detector yet"
-)
 class TestSharing(SharingTesterMixin):
     auto_classes = ("AutoModel", "AutoModelForImageClassification")
 
