@@ -27,33 +27,42 @@ def inspect(
         regions_of = RegionStore(store)
         if verify:
             regions_of.verify()
-        if image is None:
-            facts = describe(regions_of)
-            if as_json:
-                print_json(facts)
-                return
-            for name, value in facts.items():
-                typer.echo(f"{name}: {value}")
-            return
-        try:
-            regions = regions_of[image]
-        except KeyError as error:
-            raise ValueError(error.args[0]) from error
-        if draw is not None:
+    if image is None:
+        _show_store(describe(regions_of), as_json=as_json)
+        return
+    try:
+        regions = regions_of[image]
+    except KeyError as error:
+        raise ValueError(error.args[0]) from error
+    if draw is not None and photo is not None:
+        with working():
             from ..processing.photos import load_photo
             from ..visualization import draw_regions
 
             save_picture(draw_regions(load_photo(photo), regions), draw)
+    _show_regions(regions, as_json=as_json)
+
+
+def _show_store(facts: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(facts)
+        return
+    for name, value in facts.items():
+        typer.echo(f"{name}: {value}")
+
+
+def _show_regions(regions: Any, *, as_json: bool) -> None:
+    from ..visualization import Table
+
     rows = region_rows(regions)
     if as_json:
         print_json({"image_id": regions.image_id, "image_size": regions.image_size, "regions": rows})
     elif not rows:
-        typer.echo(f"Image '{image}' has no regions.")
+        typer.echo(f"Image '{regions.image_id}' has no regions.")
     else:
-        from ..visualization import Table
-
         height, width = regions.image_size
-        print_table(Table(f"Regions of '{image}'", rows, f"Photo of {width} x {height} pixels; boxes xyxy."))
+        note = f"Photo of {width} x {height} pixels; boxes xyxy."
+        print_table(Table(f"Regions of '{regions.image_id}'", rows, note))
 
 
 def describe(store: Any) -> dict[str, Any]:

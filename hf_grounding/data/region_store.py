@@ -7,10 +7,10 @@ A part holds a few hundred images: one tensor for each field of `Regions`, the r
 `offsets` where each image begins, `image_sizes`, and in the header the image ids, the detector and its settings. It is
 written aside, synced and renamed, so a part is whole or not there, and a run that was killed goes on after its last.
 
-Why safetensors: memory-mapped, it, Arrow and `.npy` are read and loaded from equally fast, several times faster than
-`.npz` files and HDF5 (benchmarks/region_store.py). Against `.npy` one file holds all fields and the header, so that one
-rename makes a part whole; against Arrow the rows are plain arrays, not lists to be taken apart buffer by buffer, and
-the library checks on opening that the header covers the file.
+Why safetensors: memory-mapped, it, Arrow and `.npy` are read within a few microseconds of one another, several times
+faster than HDF5 and tens of times faster than `.npz` files (benchmarks/region_store.py). Against `.npy` one file holds
+all fields and the header, so that one rename makes a part whole; against Arrow the rows are plain arrays, not lists to
+be taken apart buffer by buffer, and the library checks on opening that the header covers the file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -36,9 +36,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ..processing.regions import PER_REGION, Regions
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 __all__ = ["RegionStore", "RegionStoreWriter", "merge_shards"]
 
@@ -51,10 +48,11 @@ _CODES = {"F16": "float16", "F32": "float32", "I64": "int64"}  # what safetensor
 
 
 class RegionStore:
-    r"""Regions by image id: `store["1000092795"]` is a [`Regions`] whose arrays are the caller's own.
+    r"""Regions by image id: `store["1000092795"]` is a [`Regions`].
 
-    Files are memory-mapped, so stores may be larger than memory and many processes share one copy. A store goes along
-    into forked processes; pickled, it is opened again where it is unpickled.
+    Its arrays are read-only views of the memory-mapped files: copy what you change. So stores may be larger than
+    memory, many processes share one copy, and a loader that pads copies each number once. A store goes along into
+    forked processes; pickled, it is opened again where it is unpickled.
 
     Args:
         folders (`str` or `os.PathLike`): One store, or several of the same detector, settings and columns that share
@@ -103,7 +101,7 @@ class RegionStore:
             raise KeyError(self._unknown(image_id)) from None
         start, end = part.offsets[row : row + 2]
         if start < end:
-            arrays = {name: tensor[start:end].copy() for name, tensor in part.tensors.items()}
+            arrays = {name: tensor[start:end] for name, tensor in part.tensors.items()}
         else:
             arrays = {name: np.empty((0, *shape), dtype) for name, (dtype, shape) in self.columns.items()}
         return _trusted_regions(
@@ -135,7 +133,7 @@ class RegionStore:
         if damaged:
             raise ValueError(f"{damaged} differ from the checksums in their names. {_REPAIR}")
 
-    def to_dataset(self) -> Dataset:
+    def to_dataset(self) -> Any:
         """A `datasets.Dataset` to share: the fields of [`Regions`] as columns, `settings` as JSON."""
         from datasets import Dataset, Features, List, Value
 
@@ -331,11 +329,8 @@ def merge_shards(folder: str | os.PathLike) -> RegionStore:
     if all(missing):
         names = ", ".join(f"{i}/{n}" for i, n in min(missing, key=len)[:10]) if missing else "all"
         raise ValueError(f"Region store '{folder}' has shards that are not finished: {names}. Run these again first.")
-    index = {
-        "version": _VERSION,
-        "num_images": len(_find_rows(parts)),
-        "parts": {part.path.name: part.path.stat().st_size for part in parts},
-    }
+    sizes = {part.path.name: part.path.stat().st_size for part in parts}
+    index = {"num_images": len(_find_rows(parts)), "parts": sizes}
     _write_whole(folder / "index.json", json.dumps(index, indent=1).encode())
     return RegionStore(folder)
 
@@ -360,7 +355,7 @@ class _Part:
             self.tensors = {name: tensors[name] for name in PER_REGION if name in tensors}
             self.columns = {name: (str(tensor.dtype), tensor.shape[1:]) for name, tensor in self.tensors.items()}
             dtypes = _DTYPES | {"region_features": self.header["dtype"]}
-            fits = bool(
+            if not (
                 self.header["version"] == _VERSION
                 and len(self.tensors) == len(tensors)
                 and self.tensors["boxes"].shape[1:] == (4,)
@@ -371,24 +366,21 @@ class _Part:
                 and offsets.dtype == sizes.dtype == np.int64
                 and all(len(tensor) == offsets[-1] for tensor in self.tensors.values())
                 and all(dtype == dtypes[name] for name, (dtype, _) in self.columns.items())
+                and isinstance(self.header["detector"], str)
                 and isinstance(self.header["settings"], dict)
                 and all(isinstance(image_id, str) for image_id in self.image_ids)
-            )
+            ):
+                raise ValueError("its tensors do not fit its header")
         except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise self._damaged(str(error) or type(error).__name__) from error
-        if not fits:
-            raise self._damaged("its tensors do not fit its header")
+            raise ValueError(f"'{path}' is no whole part of a region store ({error}). {_REPAIR}") from error
         self.offsets: list[int] = offsets.tolist()
         self.image_sizes: list[tuple[int, int]] = [(height, width) for height, width in sizes.tolist()]
-
-    def _damaged(self, what: str) -> ValueError:
-        return ValueError(f"'{self.path}' is no whole part of a region store ({what}). {_REPAIR}")
 
 
 def _map_tensors(path: Path) -> dict[str, np.ndarray]:
     """Tensors of a safetensors file as read-only views of the memory-mapped file.
 
-    The library's own slices take some microseconds for each tensor, which costs a loader half of its speed. Arrow's
+    The library's own slices are copies and take some microseconds each, which costs a loader half its speed. Arrow's
     mapping, unlike Python's, keeps no file descriptor: a store may have more parts than a process may have open files.
     """
     with pa.memory_map(str(path)) as file:
@@ -489,8 +481,8 @@ def _dataset_rows(store: RegionStore, contents: str) -> Iterator[dict[str, Any]]
     for regions in map(store.__getitem__, store):
         height, width = regions.image_size
         row = {"image_id": regions.image_id, "height": height, "width": width, "detector": store.detector}
-        row["settings"] = json.dumps(store.settings)
-        yield row | {name: getattr(regions, name) for name in store.columns}
+        arrays = {name: getattr(regions, name) for name in store.columns}
+        yield row | arrays | {"settings": json.dumps(store.settings)}
 
 
 def _from_row(row: dict[str, Any]) -> Regions:

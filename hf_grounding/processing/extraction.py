@@ -25,7 +25,7 @@ class RegionExtractor:
         detector ([`Detector`]): Boxes and class probabilities.
         backbone (*optional*): A transformers model whose last feature map gives each region its feature, in evaluation
             mode; without, there are no features.
-        image_processor (*optional*): Of the backbone: its mean, standard deviation and range; sizes are ours.
+        image_processor (*optional*): Of the backbone, for its mean, standard deviation and range.
         shorter_side (`int`): Photos are resized so for the backbone, keeping their aspect.
         num_regions (`int`): At most so many.
         threshold (`float`, *optional*): Adaptive number: only regions with this confidence, but at least `min_regions`.
@@ -135,10 +135,10 @@ class RegionExtractor:
     def _features(self, photo: Image.Image, boxes: np.ndarray) -> np.ndarray:
         """(num_regions, channels): mean over points of each box on the backbone's last map."""
         scale = self.shorter_side / min(photo.size)
-        size = (max(1, round(photo.height * scale)), max(1, round(photo.width * scale)))
-        inputs = self.image_processor(
-            photo, size={"height": size[0], "width": size[1]}, do_center_crop=False, return_tensors="pt"
-        )
+        # Resized here, because processors differ in how they take a size.
+        size = max(1, round(photo.width * scale)), max(1, round(photo.height * scale))
+        resized = photo.resize(size, Image.Resampling.BICUBIC)
+        inputs = self.image_processor(resized, do_resize=False, do_center_crop=False, return_tensors="pt")
         device = next(self.backbone.parameters()).device
         feature_map = self.backbone(inputs["pixel_values"].to(device)).last_hidden_state.float()
         steps = torch.tensor([feature_map.shape[3] / photo.width, feature_map.shape[2] / photo.height] * 2)

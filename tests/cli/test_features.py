@@ -1,0 +1,165 @@
+"""`extract-features`, `convert-features` and `inspect`: stores that are whole, go on, and say what is wrong."""
+
+import base64
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcessorPil
+
+from hf_grounding.data.region_store import RegionStore
+
+from .conftest import run
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("detector")
+    config = YolosConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=[32, 32],
+        patch_size=8,
+        num_detection_tokens=10,
+        id2label={0: "dog", 1: "cat", 2: "car"},
+    )
+    YolosForObjectDetection(config).save_pretrained(folder)
+    YolosImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number, mode in enumerate(("RGB", "L", "RGBA", "P", "CMYK")):
+        photo = Image.effect_noise((60 + number, 40), 90).convert("RGB").convert(mode)
+        photo.save(folder / f"{number}.{'jpg' if mode == 'CMYK' else 'png'}")
+    (folder / "notes.txt").write_text("no photo")
+    return folder
+
+
+def extract(photos, detector, out, *options):
+    return run("extract-features", photos, "--detector", detector, "--out", out, *options)
+
+
+def test_photos_become_a_store_that_inspect_shows(photos, detector, tmp_path):
+    answer = extract(photos, detector, tmp_path / "store", "--num_regions", 4)
+    assert answer.code == 0, answer.err
+    assert f"5 photos, 5 in all: {tmp_path / 'store'}" in answer.out
+    store = RegionStore(tmp_path / "store")
+    assert list(store) == ["0", "1", "2", "3", "4"]
+    assert store["3"].image_size == (40, 63)
+    assert all(1 <= len(store[image_id]) <= 4 for image_id in store)
+    facts = json.loads(run("inspect", tmp_path / "store", "--json").out)
+    assert facts["images"] == 5
+    assert facts["settings"]["detector"]["labels"] == ["dog", "cat", "car"]
+    shown = json.loads(run("inspect", tmp_path / "store", "--image", "3", "--json").out)
+    assert len(shown["regions"]) == len(store["3"])
+    assert shown["regions"][0]["label"] in ("dog", "cat", "car")
+    drawn = tmp_path / "out.png"
+    answer = run("inspect", tmp_path / "store", "--image", "3", "--photo", photos / "3.png", "--draw", drawn)
+    assert answer.code == 0, answer.err
+    assert Image.open(drawn).width == 800
+
+
+def test_run_again_it_does_only_what_is_new(photos, detector, tmp_path):
+    extract(photos, detector, tmp_path / "store")
+    before = {path.name for path in (tmp_path / "store").glob("*.safetensors")}
+    Image.effect_noise((50, 50), 90).save(photos / "new.png")
+    answer = extract(photos, detector, tmp_path / "store")
+    assert "1 photos, 6 in all" in answer.out
+    assert before < {path.name for path in (tmp_path / "store").glob("*.safetensors")}
+    other = extract(photos, detector, tmp_path / "store", "--num_regions", 2)
+    assert other.code == 1
+    assert "has other settings" in other.err
+
+
+def test_shards_are_joined_by_the_last(photos, detector, tmp_path):
+    first = extract(photos, detector, tmp_path / "store", "--shard", "0/2")
+    assert "not finished: 1/2" in first.err
+    second = extract(photos, detector, tmp_path / "store", "--shard", "1/2")
+    assert second.code == 0, second.err
+    assert sorted(RegionStore(tmp_path / "store")) == ["0", "1", "2", "3", "4"]
+    assert (tmp_path / "store" / "index.json").exists()
+
+
+def test_a_broken_photo_stops_or_is_left_out_and_named(photos, detector, tmp_path):
+    (photos / "2.png").write_bytes(b"no picture")
+    stopped = extract(photos, detector, tmp_path / "a")
+    assert stopped.code == 1
+    assert "2.png' cannot be read as an image" in stopped.err
+    answer = extract(photos, detector, tmp_path / "b", "--keep_going")
+    assert answer.code == 1
+    assert "4 photos, 5 in all" in answer.out
+    assert "Left out: '" in answer.err
+    assert len(RegionStore(tmp_path / "b")) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--shard", "2/2"], 2, "--shard must be i/n with i from 0 to n - 1, such as 0/4; got '2/2'"),
+        (["--dtype", "int8"], 1, "`dtype` must be 'float16' or 'float32', got 'int8'"),
+        (["--num_regions", "0"], 2, "--num_regions"),
+    ],
+)
+def test_wrong_options_are_named(photos, detector, tmp_path, options, code, message):
+    answer = extract(photos, detector, tmp_path / "store", *options)
+    assert answer.code == code
+    assert message in answer.err
+
+
+def test_what_is_not_there_is_named(photos, detector, tmp_path):
+    assert "No photo or folder" in extract(tmp_path / "nothing", detector, tmp_path / "store").err
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "has no photos in it" in extract(empty, detector, tmp_path / "store").err
+    (photos / "1.jpg").write_bytes((photos / "4.jpg").read_bytes())
+    assert "have one id, '1'" in extract(photos, detector, tmp_path / "store").err
+    assert run("inspect", tmp_path / "nothing").code == 1
+    assert "--draw needs --image" in run("inspect", tmp_path / "nothing", "--draw", "x.png").err
+
+
+def _tsv(path, num_rows, damage=None):
+    rows = []
+    for number in range(num_rows):
+        boxes = np.array([[0, 0, 10, 10], [5, 5, 20, 20]], dtype=np.float32)
+        features = np.full((2, 8), number, dtype=np.float32)
+        encoded = [base64.b64encode(array.tobytes()).decode() for array in (boxes, features)]
+        rows.append("\t".join([str(number), "40", "30", "2", *encoded]))
+    if damage is not None:
+        rows[damage] = rows[damage][:-5]
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+def test_old_feature_files_become_a_store(tmp_path):
+    answer = run(
+        "convert-features", _tsv(tmp_path / "a.tsv", 3), "--from", "bottom-up-tsv", "--out", tmp_path / "store"
+    )
+    assert answer.code == 0, answer.err
+    store = RegionStore(tmp_path / "store")
+    assert store["2"].region_features.tolist() == [[2.0] * 8] * 2
+    assert store["2"].image_size == (30, 40)
+    assert store.settings == {"converted_from": "bottom-up-tsv", "source": "a.tsv"}
+
+
+def test_damaged_rows_are_named_and_left_out_if_wanted(tmp_path):
+    damaged = _tsv(tmp_path / "a.tsv", 3, damage=1)
+    arguments = ("convert-features", damaged, "--from", "bottom-up-tsv")
+    stopped = run(*arguments, "--out", tmp_path / "x")
+    assert stopped.code == 1
+    assert "a.tsv', row 2 (image '1')" in stopped.err
+    answer = run(*arguments, "--out", tmp_path / "y", "--keep_going")
+    assert answer.code == 1
+    assert "2 images" in answer.out
+    assert "Left out: '" in answer.err
+    assert list(RegionStore(tmp_path / "y")) == ["0", "2"]
+    unknown = run("convert-features", damaged, "--from", "bottom-up", "--out", tmp_path / "z")
+    assert "Did you mean 'bottom-up-tsv'?" in unknown.err
