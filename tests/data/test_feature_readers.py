@@ -582,6 +582,27 @@ def test_the_rows_after_a_broken_one_of_hdf5_are_still_read(tmp_path):
     assert [(error.row, error.image_id) for error in errors] == [(1, "22")]
 
 
+def test_a_broken_entry_of_the_index_is_skipped(tmp_path):
+    path = write_hdf5(tmp_path, index={"11": 0, "22": -1, "a/b": 1, "33": 2})
+    errors = []
+    assert [regions.image_id for regions in read_vqa_hdf5(path, on_error=errors)] == ["11", "33"]
+    assert [error.file for error in errors] == [str(tmp_path / "train36_imgid2idx.pkl")] * 2
+
+
+@pytest.mark.filterwarnings("error")
+def test_signalling_nans_and_overflow_are_our_error_and_no_warning(tmp_path):
+    boxes = regions_arrays()["boxes"]
+    boxes.view(np.uint32)[:] = 0x7F800001
+    path = write_hdf5(tmp_path, image_bb=boxes)
+    assert "`spatial_features` give no image size W" in read_error(read_vqa_hdf5(path))
+    assert "box 0 is not finite" in read_error(read_vqa_hdf5(path, image_sizes=dict.fromkeys(IDS, SIZE)))
+    assert "the boxes give no image size" in read_error(read_vqa_hdf5(path, image_sizes="boxes"))
+    assert "box 0 is not finite" in read_error(read_regions_npz(write_regions_npz(tmp_path / "x.npz", boxes=boxes)))
+    scale = np.full(DIM, 3e38, np.float32)
+    path = write_regions_npz(tmp_path / "x.npz", feature_scale=scale)
+    assert "features of box 0 are not finite" in read_error(read_regions_npz(path))
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -709,14 +730,34 @@ def test_a_photo_that_claims_too_many_pixels_is_refused_before_it_is_decoded(tmp
     assert "claims 12000 x 12000 pixels, over the limit" in read_error(read_grounding_lmdb(folder))
 
 
-def test_an_lmdb_cut_short_is_refused_where_the_library_would_crash(tmp_path):
-    folder = write_lmdb(tmp_path, {str(number): jpeg() for number in range(100)})
+def test_an_lmdb_cut_short_gives_what_is_left_where_the_library_would_crash(tmp_path):
+    photos = {f"{number:02}": jpeg((90, 90)) for number in range(50)}
+    folder = write_lmdb(tmp_path, photos)
     file = folder / "data.mdb"
     whole = file.read_bytes()
-    file.write_bytes(whole[: len(whole) // 2])
-    assert read_error(read_grounding_lmdb(folder)).startswith(f"'{file}': the file is cut short: it has")
+    file.write_bytes(whole[: whole.rindex(photos["40"][:200])])
+    assert "the LMDB file is cut short: it points to byte" in read_error(read_grounding_lmdb(folder))
+    errors = []
+    found = [item.image_id for item in read_grounding_lmdb(folder, on_error=errors)]
+    assert 0 < len(found) < 50
+    assert sorted([*found, *(error.image_id for error in errors)]) == list(photos)
+    file.write_bytes(whole[:9000])
+    assert read_error(read_grounding_lmdb(folder)).startswith(f"'{file}': the LMDB file is cut short")
     file.write_bytes(bytes(10_000))
     assert "the file is no LMDB file: it has no meta page" in read_error(read_grounding_lmdb(folder))
+
+
+def test_an_lmdb_whose_pages_run_in_a_circle_is_refused(tmp_path):
+    folder = write_lmdb(tmp_path, {f"{number:04}": jpeg((2, 2)) for number in range(300)})
+    file = folder / "data.mdb"
+    whole = bytearray(file.read_bytes())
+    pages = [number for number in range(2, len(whole) // 4096) if whole[number * 4096 + 10] == 1]  # branch pages
+    for page in pages:
+        start = page * 4096
+        node = int.from_bytes(whole[start + 16 : start + 18], "little")  # where its first entry is
+        whole[start + node : start + node + 6] = page.to_bytes(6, "little")
+    file.write_bytes(whole)
+    assert f"'{file}': the LMDB file comes to page {pages[-1]} twice" in read_error(read_grounding_lmdb(folder))
 
 
 # --- pickles
@@ -805,6 +846,17 @@ def test_formats_and_options_are_named(tmp_path):
         read_features(write_tsv(tmp_path / "x.tsv"), "bottom-up-tsv", on_error="skip")
     with pytest.raises(TypeError, match="`image_sizes` must map image ids"):
         read_features(tmp_path, "npz", image_sizes=(3, 4))
+
+
+def test_files_and_folders_without_an_image_are_named(tmp_path):
+    (tmp_path / "x.tsv").touch()
+    assert read_error(read_bottom_up_tsv(tmp_path / "x.tsv")) == f"'{tmp_path / 'x.tsv'}': the file is empty"
+    for folder in ("x_att", "x_box"):
+        (tmp_path / folder).mkdir()
+    for name in ("npz", "cocobu"):
+        with pytest.raises(FileNotFoundError, match=r"x_att' has no `\.npz` files"):
+            read_features(tmp_path / "x_att", name)
+    assert "the index is empty" in read_error(read_vqa_hdf5(write_hdf5(tmp_path, index={})))
 
 
 @pytest.mark.parametrize("name", FORMATS)

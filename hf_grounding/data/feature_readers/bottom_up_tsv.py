@@ -26,6 +26,7 @@ from .common import (
     checked_side,
     decoding,
     existing_file,
+    whole_file,
 )
 
 COLUMNS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
@@ -58,6 +59,9 @@ def read_bottom_up_tsv(
 
 
 def _regions(path: Path, builder: RegionBuilder, faults: Faults) -> Iterator[Regions]:
+    with whole_file(path):
+        if not path.stat().st_size:
+            raise Fault("the file is empty")
     with _open(path) as stream:
         row = 0
         while True:

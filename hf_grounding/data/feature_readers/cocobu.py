@@ -60,6 +60,8 @@ def read_cocobu(
             )
         box_dir = att_dir.with_name(att_dir.name.removesuffix("_att") + "_box")
     box_dir = existing_folder(box_dir, "boxes `<id>.npy` of cocobu features")
+    if not any(att_dir.glob("*.npz")):
+        raise FileNotFoundError(f"'{att_dir}' has no `.npz` files; expected one for each image.")
     settings = {"format": "cocobu", "image_size_from": "boxes" if image_sizes == "boxes" else "given"}
     return _regions(att_dir, box_dir, image_sizes, RegionBuilder(detector, settings, feature_dim), on_error)
 

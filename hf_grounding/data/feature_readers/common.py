@@ -172,10 +172,10 @@ def _is_huge(value: Any) -> bool:
 def given_size(image_sizes: ImageSizes, image_id: str, boxes: np.ndarray, advice: str) -> tuple[int, int]:
     """(height, width) from what the caller gave, for files that do not have it."""
     if image_sizes == "boxes":
-        corner = boxes[:, 2:].max(axis=0, initial=1) if boxes.ndim == 2 and boxes.shape[1:] == (4,) else np.zeros(2)
-        if not (np.isfinite(corner).all() and (corner <= MAX_SIDE).all()):
-            raise Fault("the boxes give no image size, as they are not finite (n, 4)")
-        return max(1, math.ceil(corner[1])), max(1, math.ceil(corner[0]))
+        if boxes.ndim != 2 or boxes.shape[1] != 4 or boxes.dtype.kind not in "fiu" or not np.isfinite(boxes).all():
+            raise Fault(f"the boxes give no image size: they are {boxes.dtype} {boxes.shape}, expected finite (n, 4)")
+        width, height = (math.ceil(side) for side in boxes[:, 2:].max(axis=0, initial=1).tolist())
+        return checked_side(height, "height"), checked_side(width, "width")
     if isinstance(image_sizes, Mapping):
         size = image_sizes.get(image_id)
         if size is None and image_id.isdecimal():
@@ -354,12 +354,14 @@ class Npz:
             raise Fault("the file is missing")
         with decoding("the file"):
             self._zip = zipfile.ZipFile(path)
+        self._streams = contextlib.ExitStack()  # an open member keeps the file open
         self.names = [name.removesuffix(".npy") for name in self._zip.namelist()]
 
     def __enter__(self) -> Npz:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._streams.close()
         self._zip.close()
 
     def __contains__(self, name: str) -> bool:
@@ -374,18 +376,17 @@ class Npz:
             info = self._zip.getinfo(member)
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others reserve gigabytes
                 raise Fault(f"`{name}` is compressed by method {info.compress_type}, which numpy does not write")
-            return Npy(cast(BinaryIO, self._zip.open(info)), f"`{name}`")
+            stream = self._streams.enter_context(self._zip.open(info))
+            return Npy(cast(BinaryIO, stream), f"`{name}`")
 
     def array(self, name: str, limit: int = MAX_ARRAY_BYTES) -> np.ndarray:
         """The whole array `name`, if it is within `limit`."""
-        npy = self.open(name)
-        with contextlib.closing(npy.stream):
-            return npy.all(limit)
+        return self.open(name).all(limit)
 
     def check(self, name: str) -> None:
         """Reads `name` through once: the checksum stands behind the last byte, and images come out before that."""
         npy = self.open(name)
-        with contextlib.closing(npy.stream), decoding(f"`{name}`"):
+        with decoding(f"`{name}`"):
             left = npy.nbytes
             while left:
                 data = npy.stream.read(min(left, 2**20))

@@ -40,12 +40,10 @@ class _Tree:
         metas = [meta for meta in (self._meta(0), self._meta(None)) if meta is not None]
         if not metas:
             raise Fault("the file is no LMDB file: it has no meta page")
-        transaction, self.page_size, self.root, last_page = max(metas)
-        if transaction < 0 or (last_page + 1) * self.page_size > num_bytes:
-            raise Fault(f"the file is cut short: it has {num_bytes} bytes of {(last_page + 1) * self.page_size}")
+        _, self.page_size, self.root = max(metas)
 
-    def _meta(self, start: int | None) -> tuple[int, int, int, int] | None:
-        """(transaction, page size, root, last page) of a meta page; of the second one, where the first says it is."""
+    def _meta(self, start: int | None) -> tuple[int, int, int] | None:
+        """(transaction, page size, root) of a meta page; of the second one, where the first says it is."""
         if start is None:
             first = self._meta(0)
             sizes = [first[1]] if first else [4096, 8192, 16384, 32768, 65536]
@@ -57,17 +55,17 @@ class _Tree:
             return None
         magic, version, _, _ = _META.unpack_from(data, _HEADER.size)
         page_size = _DATABASE.unpack_from(data, _HEADER.size + _META.size)[0]
-        flags_and_root = _DATABASE.unpack_from(data, _HEADER.size + _META.size + _DATABASE.size)
-        last_page, transaction = struct.unpack_from("<QQ", data, size - 16)
+        database = _DATABASE.unpack_from(data, _HEADER.size + _META.size + _DATABASE.size)
+        (transaction,) = struct.unpack_from("<Q", data, size - 8)
         if magic != _MAGIC or version != 1 or page_size not in (2**power for power in range(8, 17)):
             return None
-        if flags_and_root[1] & _DUPLICATES:
+        if database[1] & _DUPLICATES:
             raise Fault("the LMDB file has several values for a key, which is no layout of images")
-        return transaction, page_size, flags_and_root[-1], last_page
+        return transaction, page_size, database[-1]
 
     def _bytes(self, start: int, size: int) -> bytes:
         if start < 0 or start + size > self.num_bytes:
-            raise Fault(f"the LMDB file points to byte {start + size} of {self.num_bytes}")
+            raise Fault(f"the LMDB file is cut short: it points to byte {start + size} of {self.num_bytes}")
         with decoding("the LMDB file"):
             self.stream.seek(start)
             data = self.stream.read(size)

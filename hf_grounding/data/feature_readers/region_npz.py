@@ -26,6 +26,7 @@ from .common import (
     Npz,
     OnError,
     RegionBuilder,
+    as_float32,
     check_image_sizes,
     checked_image_id,
     checked_side,
@@ -62,6 +63,8 @@ def read_npz_folder(
     """
     check_image_sizes(image_sizes)
     folder = existing_folder(path, "features, one `.npz` for each image")
+    if not any(folder.glob("*.npz")):
+        raise FileNotFoundError(f"'{folder}' has no `.npz` files; expected one for each image.")
     settings = {"format": "npz", "background_column": background_column}
     builder = RegionBuilder(detector, settings, feature_dim, background_column=background_column)
     return _folder_regions(folder, image_sizes, builder, Faults(folder, on_error))
@@ -140,7 +143,8 @@ def _file_regions(path: Path, builder: RegionBuilder, faults: Faults) -> Iterato
             with faults.at(row) as place:
                 place.image_id = image_id = checked_image_id(image_id)
                 width, height = (checked_side(side, "image_size") for side in sizes[row].tolist())
-                vectors = None if scale is None else features[0].astype(np.float32) * scale
+                with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused by the builder
+                    vectors = None if scale is None else as_float32(features[0], "features") * scale
                 regions = builder.build(image_id, (height, width), boxes, vectors, probs)
             if regions is not None:
                 yield regions

@@ -82,17 +82,26 @@ def _regions(
     path: Path, index: Path, image_sizes: ImageSizes, builder: RegionBuilder, faults: Faults
 ) -> Iterator[Regions]:
     with whole_file(index):
-        rows = _rows(load_plain_pickle(index))
+        rows_of = load_plain_pickle(index)
+        if not isinstance(rows_of, dict):
+            raise Fault(f"the index must be a dictionary image id -> row, got {type(rows_of).__name__}")
+        if not rows_of:
+            raise Fault("the index is empty")
+    rows: list[tuple[int, str]] = []
+    for key, value in rows_of.items():
+        with faults.at() as place:
+            place.file = index
+            rows.append(_row(key, value))
     with whole_file(path), decoding("the file"):
         file = _h5py().File(path, "r")
     with file:
         with whole_file(path):
             arrays = _Arrays(file, image_sizes is None)
-        for row, image_id in rows:
+        for row, image_id in sorted(rows):
             regions: Regions | None = None
             with faults.at(row, image_id):
                 boxes, features, spatial = arrays.read(row)
-                if not boxes.any():
+                if not np.count_nonzero(boxes):
                     raise Fault("all boxes are 0, as in a row that was never written")
                 if spatial is None:
                     size = given_size(image_sizes, image_id, boxes, "no `spatial_features`, so give `image_sizes`")
@@ -103,17 +112,12 @@ def _regions(
                 yield regions
 
 
-def _rows(index: Any) -> list[tuple[int, str]]:
-    """(row, image id), sorted by row."""
-    if not isinstance(index, dict):
-        raise Fault(f"the index must be a dictionary image id -> row, got {type(index).__name__}")
-    rows = []
-    for key, row in index.items():
-        image_id = checked_image_id(key)
-        if type(row) is not int or not 0 <= row < 2**48:
-            raise Fault(f"the row of image {image_id!r} must be a whole number from 0, got {str(row)[:40]}")
-        rows.append((row, image_id))
-    return sorted(rows)
+def _row(key: Any, row: Any) -> tuple[int, str]:
+    """Row and image id of one entry of the index."""
+    image_id = checked_image_id(key)
+    if type(row) is not int or not 0 <= row < 2**48:
+        raise Fault(f"the row of image {image_id!r} must be a whole number from 0, got {str(row)[:40]}")
+    return row, image_id
 
 
 class _Arrays:
@@ -201,9 +205,10 @@ def _size(boxes: np.ndarray, spatial: np.ndarray) -> tuple[int, int]:
 
 def _side(pixels: np.ndarray, parts: np.ndarray, name: str) -> int:
     best = int(np.nan_to_num(pixels, nan=-1.0, posinf=-1.0).argmax())
-    if not (pixels[best] > 0 and parts[best] > 0):
+    far, part = float(pixels[best]), float(parts[best])
+    if not (far > 0 and part > 0):
         raise Fault(f"`spatial_features` give no image size {name}; give `image_sizes`")
-    side = float(pixels[best]) / float(parts[best])
+    side = far / part
     if not math.isfinite(side) or abs(side - round(side)) > 0.05:
         raise Fault(f"`spatial_features` do not belong to the boxes: they give an image size {name} of {side:g}")
     return checked_side(round(side), name)
