@@ -13,7 +13,7 @@ MODELS = {
     "multilevel_grounding": "Multi-level common semantic space: heatmaps for words and phrases, learned from captions.",
 }
 METRICS = (
-    *("pointing_game", "attention_correctness", "level_selection_rates"),
+    *("pointing_game", "attention_correctness", "level_selection_rates", "concept_average_precision"),
     *("bleu", "meteor", "rouge_l", "cider", "spice", "compute_caption_metrics", "vqa_accuracy", "grounding_f1"),
 )
 

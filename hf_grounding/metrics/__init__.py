@@ -14,6 +14,7 @@ from .bleu import bleu
 from .caption_metrics import compute_caption_metrics
 from .cider import CiderScorer, DocumentFrequencies, cider
 from .comparison import paired_bootstrap
+from .concept_ranking import concept_average_precision
 from .distributed import gather_by_id
 from .grounding_f1 import grounding_f1, gt_sentence_accuracy
 from .level_selection import level_selection_rates
@@ -55,6 +56,7 @@ __all__ = [
     "center_points",
     "cider",
     "compute_caption_metrics",
+    "concept_average_precision",
     "gather_by_id",
     "grounding_f1",
     "gt_sentence_accuracy",
