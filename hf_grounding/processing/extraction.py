@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from .detectors import Candidates, Detector
-from .regions import Regions, nms, roi_mean, scale_boxes
+from .regions import Regions, nms, scale_boxes
+from .roi_align import roi_mean
 
 ROI_POINTS = 3  # a region's feature is the mean over 3 x 3 points of its box
 

@@ -2,7 +2,7 @@
 
 For each image (captioning toolboxes): `features` or `feat`, `boxes`, `image_w`, `image_h`, `cls_prob`.
 
-For all images (`../shared/data/regions`): `image_ids` (N,), `offsets` (N + 1,): regions of image i are rows
+For all images: `image_ids` (N,), `offsets` (N + 1,): regions of image i are rows
 `offsets[i]:offsets[i + 1]`; `boxes` (M, 4), `class_probs` (M, classes), `image_size` (N, 2) as (width, height), and
 `region_features_q` (M, dim) int8 with `feature_scale` (dim,), or neither of these two.
 """
