@@ -92,7 +92,9 @@ def score_captions(results: Path, annotations: Path, *, allow_missing: bool, **s
     read = read_caption_results(results, annotations, allow_missing=allow_missing)
     result = compute_caption_metrics(read.predictions, read.references, **settings)
     names = [name for name in result["per_image"] if name in result]
-    note = f"{result['count']} images. CIDEr-D is what the COCO toolkit prints as CIDEr, times 100."
+    note = f"Images: {result['count']}."
+    if "cider_d" in names:
+        note += " CIDEr-D is what the COCO toolkit prints as CIDEr."
     tables = [Table("Captions", [{"metric": name, "score, x 100": _hundred(result[name])} for name in names], note)]
     if "spice_by_category" in result:
         rows = [{"category": name, "F, x 100": _hundred(value)} for name, value in result["spice_by_category"].items()]

@@ -43,6 +43,8 @@ def compute_caption_metrics(
     Raises:
         ValueError: As in `bleu`, or for an unknown metric.
     """
+    if isinstance(metrics, str):
+        raise ValueError(f"`metrics` must be a list of names, got the string {metrics!r}; use [...].")
     for name in metrics:
         check_choice("metrics", name, METRICS)
     tokens = read_captions(predictions, references)

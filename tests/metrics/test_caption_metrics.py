@@ -47,6 +47,8 @@ def test_without_java_its_metrics_are_absent_and_say_why(monkeypatch):
 def test_an_unknown_metric_names_the_nearest():
     with pytest.raises(ValueError, match=r"'cider'\. Did you mean 'cider_d'"):
         compute_caption_metrics(PREDICTIONS, REFERENCES, metrics=["cider"])
+    with pytest.raises(ValueError, match="`metrics` must be a list of names, got the string 'bleu'"):
+        compute_caption_metrics(PREDICTIONS, REFERENCES, metrics="bleu")
 
 
 SCRIPT = """
