@@ -74,7 +74,7 @@ setup(
     ],
     extras_require={
         "coco": ["pycocoevalcap>=1.2"],  # METEOR and SPICE, which need Java too
-        "formats": ["h5py", "lmdb"],  # old feature files
+        "formats": ["h5py"],  # old feature files in HDF5
         "onnx": ["onnxruntime"],  # detectors as ONNX files
         "dev": [
             *("pytest", "hypothesis", "ruff", "mypy", "types-PyYAML", "build", "setuptools>=77"),

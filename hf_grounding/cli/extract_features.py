@@ -126,20 +126,25 @@ def _parse_shard(text: str) -> tuple[int, int]:
 
 
 def _detector(source: str) -> Detector:
+    from accelerate import PartialState
+
     from ..processing.detectors import TransformersDetector, YoloxDetector
 
     if Path(source).is_dir() and list(Path(source).glob("*.onnx")):
         return YoloxDetector.from_pretrained(source)
-    return TransformersDetector.from_pretrained(source)
+    detector = TransformersDetector.from_pretrained(source)
+    detector.model.to(PartialState().device)
+    return detector
 
 
 def _backbone(source: str | None) -> dict[str, Any]:
     if source is None:
         return {}
+    from accelerate import PartialState
     from transformers import AutoImageProcessor, AutoModel
 
     return {
-        "backbone": AutoModel.from_pretrained(source),
+        "backbone": AutoModel.from_pretrained(source).to(PartialState().device),
         "image_processor": AutoImageProcessor.from_pretrained(source),
     }
 

@@ -101,7 +101,7 @@ class RegionExtractor:
                 in their pixels.
         """
         sizes = [(photo.height, photo.width) for photo in photos] if image_sizes is None else image_sizes
-        results = []
+        settings, results = self.settings, []
         for photo, image_id, size, candidates in zip(photos, image_ids, sizes, self.detector(photos), strict=True):
             chosen, scores = self._choose(candidates, photo)
             boxes, probs = candidates.boxes[chosen], candidates.class_probs[chosen]
@@ -115,7 +115,7 @@ class RegionExtractor:
                     labels=probs.argmax(axis=1) if len(probs) else np.zeros(0, dtype=np.int64),
                     scores=scores.astype(np.float32),
                     detector=self.detector.name,
-                    settings=self.settings,
+                    settings=settings,
                 )
             )
         return results
