@@ -6,7 +6,7 @@
 A step is forward, backward and Adam from the feature maps of a frozen VGG16 (512 channels, 37 x 37 twice and 18 x 18
 twice) and word ids; captions have 6 to T words. The literal step forms every H[b, c, t, n, l] and every attended vector
 a[b, c, t, l]. Every measurement is a process of its own (peak memory is a process's); variants take turns, A B C A B C.
-`keep_freed_memory` (training/run.py), which our training switches on, is on for both sides unless said otherwise.
+`keep_freed_memory` (training/common.py), which our training switches on, is on for both sides unless said otherwise.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from hf_grounding import MultiLevelGroundingConfig, MultiLevelGroundingModel
 from hf_grounding.modeling.modeling_multilevel import normalize
-from hf_grounding.training.run import keep_freed_memory
+from hf_grounding.training.common import keep_freed_memory
 
 PAPER = {"B": 32, "T": 20, "M": 18, "L": 4, "D": 1024}
 

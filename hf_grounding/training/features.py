@@ -45,8 +45,8 @@ def feature_store(
     any of them computes anew and never reads old features.
 
     Args:
-        model ([`MultiLevelGroundingModel`]): With a backbone.
-        processor ([`MultiLevelGroundingProcessor`]): Its image processor makes the pixels.
+        model ([`MultiLevelGroundingModel`] or [`ConceptDetector`]): With a backbone.
+        processor ([`MultiLevelGroundingProcessor`] or [`ConceptProcessor`]): Its image processor makes the pixels.
         dataset (`datasets.Dataset`): Columns `image_id` and `image`.
         flip (`bool`): Mirror every image left to right.
         bf16 (`bool`): Run the backbone in bfloat16.

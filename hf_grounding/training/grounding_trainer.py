@@ -5,50 +5,37 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerControl, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerControl
 
 from ..data.feature_store import FeatureStore
+from .arguments import RecipeTrainingArguments
 from .grounding_evaluation import predict_groundings, score_groundings
 
-# Given by the run itself: where it writes, what it does, and what `GroundingTrainingArguments` holds fixed.
-FIXED = {
-    *("output_dir", "resume_from_checkpoint", "do_train", "do_eval", "do_predict"),
-    *("dataloader_drop_last", "remove_unused_columns", "dataloader_persistent_workers", "label_names"),
-}
 METRICS = ("pointing_accuracy", "attention_correctness")  # what an evaluation during training gives
 
 
 @dataclass
-class GroundingTrainingArguments(TrainingArguments):
-    r"""`TrainingArguments` with our defaults, and what the paper's schedule needs.
+class GroundingTrainingArguments(RecipeTrainingArguments):
+    r"""`RecipeTrainingArguments`, and what the paper's schedule needs.
 
     Args:
         halve_learning_rate_at (`list[int]`, *optional*): Halve the learning rate when these many epochs are done (the
             authors' notebooks: 9 and 14 of 20). Replaces `lr_scheduler_type`.
-        early_stopping_patience (`int`, *optional*): Stop after this many evaluations without a better one.
         mirror_images (`bool`): Mirror half of the training images; ours.
         metric_for_best_model (`str`): Of `GroundingTrainer.evaluate`; default the pointing game.
 
     Raises:
-        ValueError: If there is nothing to train, no such metric, or early stopping without evaluations.
+        ValueError: If there is no such metric, or as [`RecipeTrainingArguments`].
     """
 
     halve_learning_rate_at: list[int] | None = field(default=None)
-    early_stopping_patience: int | None = field(default=None)
     mirror_images: bool = field(default=False)
     metric_for_best_model: str | None = field(default=METRICS[0])
 
     def __post_init__(self):
         # A batch must hold distinct images and be full: its size is the number of negatives.
         self.dataloader_drop_last = True
-        self.remove_unused_columns = False
-        self.dataloader_persistent_workers = False  # workers that stay would not hear of the next epoch's captions
         self.label_names = []
-        if self.num_train_epochs <= 0 and self.max_steps <= 0:
-            raise ValueError(f"`num_train_epochs` must be above 0, got {self.num_train_epochs}.")
-        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be 1 or more, got {getattr(self, name)}.")
         metric = self.metric_for_best_model or METRICS[0]
         name = metric.removeprefix("eval_")
         if name not in METRICS and not name.startswith(f"{METRICS[0]}_"):
@@ -57,11 +44,6 @@ class GroundingTrainingArguments(TrainingArguments):
                 f"got {metric!r}."
             )
         super().__post_init__()
-        if self.early_stopping_patience is not None:
-            if self.early_stopping_patience < 1:
-                raise ValueError(f"`early_stopping_patience` must be 1 or more, got {self.early_stopping_patience}.")
-            if self.eval_strategy == "no":
-                raise ValueError("`early_stopping_patience` needs evaluations; set `eval_strategy`, such as epoch.")
 
 
 class _DrawNewCaptions(TrainerCallback):

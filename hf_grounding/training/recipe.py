@@ -79,7 +79,9 @@ class EvaluationSettings:
 class Recipe:
     r"""All settings of a run.
 
-    `model` are arguments of [`MultiLevelGroundingConfig`], `training` of [`GroundingTrainingArguments`].
+    `system` is what is trained: phrase grounding, or a concept detector. `model` are arguments of its configuration,
+    [`MultiLevelGroundingConfig`] or [`ConceptDetectorConfig`]; `training` of its training arguments,
+    [`GroundingTrainingArguments`] or [`ConceptTrainingArguments`]. `text` and `evaluation` are of phrase grounding.
 
     Raises (from `load` and `override`):
         FileNotFoundError: No such recipe; says the nearest known name.
@@ -93,27 +95,15 @@ class Recipe:
     model: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    system: Literal["multilevel_grounding", "concept_detector"] = "multilevel_grounding"
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Recipe":
-        from transformers import PreTrainedConfig
-
-        from ..modeling.configuration_multilevel import MultiLevelGroundingConfig
-
         _check_keys(values, [f.name for f in fields(cls)], "recipe")
         sections = dict(values)
-        not_given = {
-            "backbone_config",
-            "backbone_levels",
-            "level_channels",
-            "text_config",
-            "vocab_size",
-            "pad_token_id",
-        }
-        not_given |= {f.name for f in fields(PreTrainedConfig)}
-        model_keys = [f.name for f in fields(MultiLevelGroundingConfig) if f.name not in not_given]
-        _check_keys(sections.get("model") or {}, model_keys, "model")
-        sections["training"] = _training_settings(sections.get("training") or {})
+        model, training = _classes(sections)
+        _check_keys(sections.get("model") or {}, _keys(model), "model")
+        sections["training"] = _training_settings(sections.get("training") or {}, training)
         kinds = {
             "dataset": DatasetSettings,
             "backbone": BackboneSettings,
@@ -130,7 +120,14 @@ class Recipe:
         for required in ("description", "dataset", "backbone"):
             if required not in sections:
                 raise ValueError(f"The recipe has no `{required}`.")
-        return cls(**sections)
+        recipe = cls(**sections)
+        if recipe.system == "concept_detector":
+            for name, kind in (("text", TextSettings), ("evaluation", EvaluationSettings)):
+                if getattr(recipe, name) != kind():
+                    raise ValueError(f"A concept detector has no settings in section `{name}`; leave it out.")
+            if len(recipe.backbone.levels) != 1:
+                raise ValueError(f"A concept detector reads one level, got `backbone.levels` {recipe.backbone.levels}.")
+        return recipe
 
     @classmethod
     def load(cls, source: str | os.PathLike, overrides: dict[str, str] | None = None) -> "Recipe":
@@ -163,12 +160,45 @@ class Recipe:
         )
 
 
-def _training_settings(values: Any) -> dict[str, Any]:
-    """The section `training` with every value of its field's type, so that a slip shows now and not after the data."""
-    from .grounding_trainer import FIXED, GroundingTrainingArguments
+# Settings of a model that the run finds out itself: from backbone, vocabulary and the captions' words.
+_NOT_GIVEN = {
+    *("backbone_config", "backbone_levels", "level_channels", "text_config", "vocab_size", "pad_token_id"),
+    *("backbone_level", "feature_channels", "id2label", "label2id", "problem_type"),
+}
 
-    types = {name: kind for name, kind in get_type_hints(GroundingTrainingArguments).items() if name not in FIXED}
-    known = [f.name for f in fields(GroundingTrainingArguments) if f.name not in FIXED]
+
+def _classes(values: dict[str, Any]) -> tuple[type, type]:
+    """Classes of the sections `model` and `training`; imported here, because they bring torch."""
+    from ..modeling.configuration_concepts import ConceptDetectorConfig
+    from ..modeling.configuration_multilevel import MultiLevelGroundingConfig
+    from .concepts import ConceptTrainingArguments
+    from .grounding_trainer import GroundingTrainingArguments
+
+    classes: dict[str, tuple[type, type]] = {
+        "multilevel_grounding": (MultiLevelGroundingConfig, GroundingTrainingArguments),
+        "concept_detector": (ConceptDetectorConfig, ConceptTrainingArguments),
+    }
+    system = values.get("system", "multilevel_grounding")
+    if system not in list(classes):
+        raise ValueError(
+            f"`system` must be one of {', '.join(classes)}, got {system!r}.{_nearest(str(system), list(classes))}"
+        )
+    return classes[system]
+
+
+def _keys(model: type) -> list[str]:
+    from transformers import PreTrainedConfig
+
+    not_given = _NOT_GIVEN | {f.name for f in fields(PreTrainedConfig)}
+    return [f.name for f in fields(model) if f.name not in not_given]
+
+
+def _training_settings(values: Any, arguments: type) -> dict[str, Any]:
+    """The section `training` with every value of its field's type, so that a slip shows now and not after the data."""
+    from .arguments import FIXED
+
+    types = {name: kind for name, kind in get_type_hints(arguments).items() if name not in FIXED}
+    known = [f.name for f in fields(arguments) if f.name not in FIXED]
     _check_keys(values, known, "training")
     settings = {}
     for key, value in values.items():
@@ -221,7 +251,7 @@ def find_recipe(source: str | os.PathLike) -> Path:
 def _override(values: dict[str, Any], key: str, value: Any) -> None:
     *sections, name = key.split(".")
     target = values
-    for section in sections or filter(None, [_section_of(key)]):
+    for section in sections or filter(None, [_section_of(key, values)]):
         inner = target[section] = target.get(section) or {}
         if not isinstance(inner, dict):
             raise ValueError(f"`{section}` of the recipe is no section, so `{key}` cannot be set.")
@@ -229,18 +259,16 @@ def _override(values: dict[str, Any], key: str, value: Any) -> None:
     target[name] = value
 
 
-def _section_of(key: str) -> str | None:
+def _section_of(key: str, values: dict[str, Any]) -> str | None:
     """The one section that has `key`, None for a top-level key."""
-    from ..modeling.configuration_multilevel import MultiLevelGroundingConfig
-    from .grounding_trainer import GroundingTrainingArguments
-
+    model, training = _classes(values)
     kinds = {
         "dataset": DatasetSettings,
         "backbone": BackboneSettings,
         "text": TextSettings,
         "evaluation": EvaluationSettings,
-        "model": MultiLevelGroundingConfig,
-        "training": GroundingTrainingArguments,
+        "model": model,
+        "training": training,
     }
     if key in {f.name for f in fields(Recipe)}:
         return None

@@ -8,6 +8,7 @@ from datasets import Dataset
 from PIL import ImageOps
 
 from ..metrics.pointing_game import pointing_hits
+from ..processing.concepts import RankedConcept
 from ..processing.grounding import Grounding
 from ..visualization import Example, Report, Table, draw_grounding
 
@@ -16,6 +17,7 @@ _CURVES = {
     "loss": ("training loss", 1),
     "eval_pointing_accuracy": ("pointing game, %", 100),
     "eval_attention_correctness": ("attention correctness, %", 100),
+    "eval_mean_average_precision": ("mean average precision, %", 100),
 }
 
 
@@ -58,21 +60,55 @@ def build_report(
     )
 
 
+def build_concept_report(
+    title: str,
+    results: Mapping[str, Any],
+    ranked: Sequence[Sequence[RankedConcept]],
+    rows: Dataset,
+    settings: Mapping[str, Any],
+    *,
+    num_examples: int = 6,
+) -> Report:
+    """As [`build_report`], of a concept detector; `ranked` are the likeliest words of each row."""
+    stride = max(1, len(rows) // num_examples)
+    examples = []
+    for index in range(stride // 2, len(rows), stride)[:num_examples]:
+        photo = ImageOps.exif_transpose(rows[index]["image"]).convert("RGB")
+        photo.thumbnail((480, 480))
+        words = ", ".join(f"{word} {100 * prob:.0f}" for word, prob in ranked[index][:10])
+        note = f"{rows[index]['captions'][0]} Photo {rows[index]['image_id']}"
+        examples.append(Example("typical", words, photo, note))
+    return Report(
+        title=title,
+        settings=settings,
+        protocol=protocol_of(results),
+        metrics=result_tables(results),
+        curve=_curve(results.get("curve") or ()),
+        examples=examples,
+        rule=f"one of every {stride} photos in the order of the data set, with its ten likeliest words, in percent.",
+    )
+
+
 def protocol_of(results: Mapping[str, Any]) -> dict[str, Any]:
     """How the numbers were measured, flat enough for one line."""
-    pointing = results["model"]
     facts = {name: results[name] for name in ("split", "num_images", "query_heatmap") if name in results}
+    run = ("seed", "epochs", "best_step", "training_seconds", "date", "machine")
+    run_facts = {name: results[name] for name in run if name in results}
+    if "concepts" in results:
+        return facts | results["concepts"]["protocol"] | run_facts
+    pointing = results["model"]
     facts |= {name: pointing["protocol"][name] for name in ("box_rule", "min_box_area", "skip_categories", "ties")}
     facts["union_mask"] = results["attention_correctness"]["protocol"]["union_mask"]
     facts["phrases counted"] = pointing["count"]
     facts["phrases skipped"] = " + ".join(f"{count} {reason}" for reason, count in pointing["skipped"].items())
     facts["intervals"] = f"95 %, bootstrap over images, {pointing['protocol']['num_resamples']} resamples"
-    names = ("seed", "epochs", "best_step", "training_seconds", "date", "machine")
-    return facts | {name: results[name] for name in names if name in results}
+    return facts | run_facts
 
 
 def result_tables(results: Mapping[str, Any]) -> list[Table]:
     """The numbers of a run, in percent: for the report, and for `hf-grounding evaluate`."""
+    if "concepts" in results:
+        return _concept_tables(results["concepts"], results["baselines"])
     pointing, correctness = results["model"], results["attention_correctness"]
     baselines = results["baselines"]
     categories = sorted(pointing["by_category"], key=lambda name: -pointing["by_category"][name]["count"])
@@ -103,6 +139,25 @@ def result_tables(results: Mapping[str, Any]) -> list[Table]:
         ]
         tables.append(Table("Predicted boxes", rows, "Against the best of a phrase's annotated boxes."))
     return [*tables, _level_table(results["levels"], categories)]
+
+
+def _concept_tables(concepts: Mapping[str, Any], baselines: Mapping[str, float], most: int = 20) -> list[Table]:
+    everything = {
+        "words": concepts["count"],
+        "mean average precision": _percent(concepts["mean_average_precision"]),
+        "chance": _percent(concepts["chance"]),
+        **{name: _percent(precision) for name, precision in baselines.items()},
+        "unknown to the detector": len(concepts["unknown"]),
+    }
+    words = [
+        {"word": word, "average precision": _percent(precision), "chance": _percent(concepts["share_by_concept"][word])}
+        for word, precision in list(concepts["by_concept"].items())[:most]
+    ]
+    note = f"{', '.join(baselines)}: every image has the same scores."
+    return [
+        Table("Concepts, %", [everything], note),
+        Table(f"The {len(words)} commonest words, %", words, "Chance: the share of images that have the word."),
+    ]
 
 
 def _level_table(levels: Mapping[str, Any], categories: Sequence[str]) -> Table:

@@ -3,16 +3,12 @@
 What `hf-grounding train` and `evaluate` do.
 """
 
-import ctypes
 import gzip
-import json
 import logging
 import os
-import platform
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +16,31 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel, set_seed
+from transformers import AutoConfig, AutoModel, AutoTokenizer, set_seed
 
-from ..data import data_root, load_grounding_dataset
 from ..data.feature_store import FeatureStore
 from ..data.region_files import read_region_boxes
 from ..modeling.configuration_multilevel import MultiLevelGroundingConfig
-from ..modeling.modeling_multilevel import MultiLevelGroundingModel, choose_maps
+from ..modeling.modeling_multilevel import MultiLevelGroundingModel
 from ..modeling.text_encoders import PretrainedTextEncoder
-from ..processing.image_processing_multilevel import MultiLevelGroundingImageProcessorPil
 from ..processing.processing_multilevel import MultiLevelGroundingProcessor
 from ..processing.words import train_word_tokenizer
 from ..visualization import write_report
 from .checkpoints import check_output_dir, checkpoint_to_resume
+from .common import (
+    REPORT_FILE,
+    below_data_root,
+    evaluation_facts,
+    keep_freed_memory,
+    level_channels,
+    load_backbone,
+    load_split,
+    save,
+    saved_curve,
+    training_facts,
+    write_results,
+)
+from .concepts import evaluate_concepts, train_concepts
 from .features import default_cache_dir, feature_store
 from .grounding_data import CaptionPerImage, GroundingCollator
 from .grounding_evaluation import predict_groundings, score_groundings
@@ -42,40 +50,20 @@ from .report import build_report
 
 logger = logging.getLogger(__name__)
 
-RESULTS_FILE, REPORT_FILE = "results.json", "report.html"
-
-
-def load_split(recipe: Recipe, split: str) -> Dataset:
-    """One split of the recipe's data set."""
-    settings = recipe.dataset
-    data_dir = None if settings.data_dir is None else _below_data_root(settings.data_dir)
-    return load_grounding_dataset(settings.name, split=split, data_dir=data_dir, **settings.options)
-
 
 def build_model(
     recipe: Recipe, captions: Iterable[str]
 ) -> tuple[MultiLevelGroundingModel, MultiLevelGroundingProcessor]:
     r"""Untrained model and processor of a recipe; the vocabulary is that of `captions`, the training split's."""
     backbone, text = recipe.backbone, recipe.text
-    size = {"height": backbone.image_size, "width": backbone.image_size}
-    if backbone.path is not None and backbone.config is None:
-        path = _below_data_root(backbone.path)
-        network = AutoModel.from_pretrained(path)
-        pretrained = AutoImageProcessor.from_pretrained(path)
-        colours = {"image_mean": pretrained.image_mean, "image_std": pretrained.image_std}
-    elif backbone.config is not None and backbone.path is None:
-        network = AutoModel.from_config(AutoConfig.for_model(**backbone.config))
-        colours = {}
-    else:
-        raise ValueError("Section `backbone` needs either `path` (pretrained weights) or `config` (random weights).")
-    image_processor = MultiLevelGroundingImageProcessorPil(size=size, **colours)
+    network, image_processor = load_backbone(backbone)
     tokenizer = (
         AutoTokenizer.from_pretrained(text.encoder) if text.encoder else train_word_tokenizer(captions, text.min_count)
     )
     config = MultiLevelGroundingConfig(
         backbone_config=network.config,
         backbone_levels=backbone.levels,
-        level_channels=_level_channels(network, backbone.levels),
+        level_channels=level_channels(network, backbone.levels),
         text_config=AutoConfig.from_pretrained(text.encoder) if text.encoder else None,
         vocab_size=len(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
@@ -86,7 +74,7 @@ def build_model(
     if isinstance(model.text_encoder, PretrainedTextEncoder):
         model.text_encoder.set_model(AutoModel.from_pretrained(text.encoder))
     elif text.word_vectors:
-        _load_word_vectors(model, tokenizer, Path(_below_data_root(text.word_vectors)))
+        _load_word_vectors(model, tokenizer, Path(below_data_root(text.word_vectors)))
     processor = MultiLevelGroundingProcessor(
         image_processor, tokenizer, grid_size=config.grid_size, query_heatmap=recipe.evaluation.query_heatmap
     )
@@ -107,6 +95,8 @@ def train(recipe: Recipe, output_dir: str | os.PathLike, *, resume: bool = False
     Raises:
         FileExistsError: If `output_dir` holds an earlier run, and this one does not go on with it.
     """
+    if recipe.system == "concept_detector":
+        return train_concepts(recipe, output_dir, resume=resume)
     output_dir = Path(output_dir)
     checkpoint = None
     if resume:
@@ -159,17 +149,9 @@ def train(recipe: Recipe, output_dir: str | os.PathLike, *, resume: bool = False
     results, predictions = _evaluate_rows(
         trained, processor, recipe, recipe.dataset.eval_split, eval_rows, eval_store, regions
     )
-    results |= {
-        "seed": args.seed,
-        "training_seconds": round(time.perf_counter() - started, 1),
-        "epochs": trainer.state.epoch,
-        "best_step": trainer.state.best_global_step,
-        "curve": trainer.state.log_history,
-    }
+    results |= training_facts(trainer, started)
     if trainer.is_world_process_zero():
-        aside = output_dir / f".{RESULTS_FILE}.part"
-        aside.write_text(json.dumps(results, indent=1), encoding="utf-8")
-        aside.replace(output_dir / RESULTS_FILE)
+        write_results(output_dir, results)
         report = build_report(
             f"{output_dir.name}: {recipe.description}", results, predictions, eval_rows, asdict(recipe)
         )
@@ -200,6 +182,9 @@ def evaluate(
             f"'{model_dir}' has no {RECIPE_FILE}, so its data set is not known; name a recipe (`--recipe`)."
         )
     settings = Recipe.load(model_dir if recipe is None else recipe)
+    kind = AutoConfig.from_pretrained(model_dir).model_type
+    if kind != settings.system:
+        raise ValueError(f"'{model_dir}' holds a {kind}, and the recipe is of a {settings.system}.")
     overrides = {
         "min_box_area": min_box_area,
         "box_rule": box_rule,
@@ -208,10 +193,14 @@ def evaluate(
     }
     for name, value in overrides.items():
         if value is not None:
+            if settings.system == "concept_detector":
+                raise ValueError(f"`{name}` is of phrase grounding, and '{model_dir}' holds a concept detector.")
             setattr(settings.evaluation, name, value)
     if data_dir is not None:
         settings.dataset.data_dir = data_dir
     split = split or settings.dataset.eval_split
+    if settings.system == "concept_detector":
+        return evaluate_concepts(model_dir, settings, split, report)
     rows = load_split(settings, split)
     model = MultiLevelGroundingModel.from_pretrained(model_dir).to(PartialState().device)
     processor = MultiLevelGroundingProcessor.from_pretrained(model_dir)
@@ -222,21 +211,10 @@ def evaluate(
     if report is not None:
         title = f"{Path(model_dir).resolve().name} on {split}: {settings.description}"
         page = build_report(
-            title, results | {"curve": _saved_curve(Path(model_dir))}, predictions, rows, asdict(settings)
+            title, results | {"curve": saved_curve(Path(model_dir))}, predictions, rows, asdict(settings)
         )
         write_report(Path(report), page)
     return results
-
-
-def _saved_curve(model_dir: Path) -> list[dict[str, float]] | None:
-    path = model_dir / RESULTS_FILE
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["curve"]
-    except (ValueError, KeyError, TypeError) as error:
-        logger.warning("'%s' cannot be read (%r); the report has no training curve.", path, error)
-        return None
 
 
 def _evaluate_rows(
@@ -253,11 +231,7 @@ def _evaluate_rows(
         model, processor, rows, store, query_heatmap=protocol.pop("query_heatmap"), with_boxes=True
     )
     scores = score_groundings(predictions, captions, model.config.num_levels, regions=regions, **protocol)
-    scores["split"] = split
-    scores["query_heatmap"] = recipe.evaluation.query_heatmap
-    scores["num_images"] = len(rows)
-    scores["date"] = date.today().isoformat()
-    scores["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
+    scores |= {"query_heatmap": recipe.evaluation.query_heatmap, **evaluation_facts(split, rows)}
     return scores, predictions
 
 
@@ -268,7 +242,7 @@ def _detected_regions(
         return None
     regions: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for name in dict.fromkeys(part.partition("[")[0].strip() for part in split.split("+")):
-        path = Path(_below_data_root(recipe.evaluation.regions.replace("{split}", name)))
+        path = Path(below_data_root(recipe.evaluation.regions.replace("{split}", name)))
         if not path.exists():
             logger.warning("No file of regions '%s': the most confident region is not among the baselines.", path)
             return None
@@ -279,52 +253,6 @@ def _detected_regions(
     if without:
         logger.warning("No regions of %d images, such as '%s': misses of that baseline.", len(without), without[0])
     return regions
-
-
-def save(output_dir: Path, model: Any, processor: Any) -> None:
-    """Model and processor.
-
-    They are written aside, then each file is renamed into `output_dir`, the model's weights last.
-    """
-    aside = output_dir / ".saving"
-    aside.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(aside)
-    processor.save_pretrained(aside)
-    for file in sorted(aside.iterdir(), key=lambda path: path.suffix == ".safetensors"):
-        os.replace(file, output_dir / file.name)
-    aside.rmdir()
-
-
-def keep_freed_memory() -> None:
-    """Tells glibc to keep freed memory.
-
-    By default it hands large blocks back to the system, and a step on a CPU makes and frees hundreds of them: much of
-    its time goes into fresh pages (`benchmarks/multilevel.py` compares). Without glibc nothing happens.
-    """
-    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    mallopt(trim_threshold, 2**31 - 1)
-    mallopt(mmap_threshold, 2**30)
-
-
-def _below_data_root(path: str) -> str:
-    """A path as it is if it exists, else below the data root, else unchanged (a name on the Hub)."""
-    if os.path.exists(path) or os.path.isabs(path):
-        return path
-    try:
-        below = data_root() / path
-    except FileNotFoundError:
-        return path
-    return str(below) if below.exists() else path
-
-
-def _level_channels(network: PreTrainedModel, levels: list[int]) -> list[int]:
-    with torch.no_grad():
-        pixels = torch.zeros(1, network.config.num_channels, 64, 64)
-        return [level.shape[1] for level in choose_maps(network.eval()(pixels, output_hidden_states=True), levels)]
 
 
 @torch.no_grad()

@@ -17,12 +17,13 @@ from safetensors.torch import load_file
 from hf_grounding import MultiLevelGroundingModel, load_grounding_dataset
 from hf_grounding.data.feature_store import FeatureStore, FeatureStoreWriter
 from hf_grounding.training.checkpoints import last_complete_checkpoint
+from hf_grounding.training.common import load_split
 from hf_grounding.training.features import feature_store, read_inputs
 from hf_grounding.training.grounding_data import CaptionPerImage, GroundingCollator, mirror
 from hf_grounding.training.grounding_evaluation import box_accuracy, predict_groundings, score_groundings
 from hf_grounding.training.grounding_trainer import GroundingTrainer, GroundingTrainingArguments
 from hf_grounding.training.recipe import Recipe
-from hf_grounding.training.run import build_model, load_split, train
+from hf_grounding.training.run import build_model, train
 
 ROOT = Path(__file__).resolve().parents[2]
 

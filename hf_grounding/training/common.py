@@ -1,0 +1,134 @@
+"""What the runs of all systems share: data and backbone of a recipe, facts about a run, saving."""
+
+import ctypes
+import json
+import logging
+import os
+import platform
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel, Trainer
+
+from ..data import data_root, load_grounding_dataset
+from ..modeling.modeling_multilevel import choose_maps
+from ..processing.image_processing_multilevel import MultiLevelGroundingImageProcessorPil
+from .recipe import BackboneSettings, Recipe
+
+logger = logging.getLogger(__name__)
+
+RESULTS_FILE, REPORT_FILE = "results.json", "report.html"
+
+
+def load_split(recipe: Recipe, split: str) -> Dataset:
+    """One split of the recipe's data set."""
+    settings = recipe.dataset
+    data_dir = None if settings.data_dir is None else below_data_root(settings.data_dir)
+    return load_grounding_dataset(settings.name, split=split, data_dir=data_dir, **settings.options)
+
+
+def load_backbone(settings: BackboneSettings) -> tuple[PreTrainedModel, MultiLevelGroundingImageProcessorPil]:
+    """Visual network of a recipe, and the image processor that makes its pixels."""
+    size = {"height": settings.image_size, "width": settings.image_size}
+    if settings.path is not None and settings.config is None:
+        path = below_data_root(settings.path)
+        network = AutoModel.from_pretrained(path)
+        pretrained = AutoImageProcessor.from_pretrained(path)
+        colours = {"image_mean": pretrained.image_mean, "image_std": pretrained.image_std}
+    elif settings.config is not None and settings.path is None:
+        network = AutoModel.from_config(AutoConfig.for_model(**settings.config))
+        colours = {}
+    else:
+        raise ValueError("Section `backbone` needs either `path` (pretrained weights) or `config` (random weights).")
+    return network, MultiLevelGroundingImageProcessorPil(size=size, **colours)
+
+
+def evaluation_facts(split: str, rows: Dataset) -> dict[str, Any]:
+    """Where and when something was measured."""
+    return {
+        "split": split,
+        "num_images": len(rows),
+        "date": date.today().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
+    }
+
+
+def training_facts(trainer: Trainer, started: float) -> dict[str, Any]:
+    """How a training went that began at `started` of `time.perf_counter`."""
+    return {
+        "seed": trainer.args.seed,
+        "training_seconds": round(time.perf_counter() - started, 1),
+        "epochs": trainer.state.epoch,
+        "best_step": trainer.state.best_global_step,
+        "curve": trainer.state.log_history,
+    }
+
+
+def write_results(output_dir: Path, results: dict[str, Any]) -> None:
+    """`results.json`, written aside and renamed."""
+    aside = output_dir / f".{RESULTS_FILE}.part"
+    aside.write_text(json.dumps(results, indent=1), encoding="utf-8")
+    aside.replace(output_dir / RESULTS_FILE)
+
+
+def saved_curve(model_dir: Path) -> list[dict[str, float]] | None:
+    """The trainer's log of the run that left its results in a folder."""
+    path = model_dir / RESULTS_FILE
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["curve"]
+    except (ValueError, KeyError, TypeError) as error:
+        logger.warning("'%s' cannot be read (%r); the report has no training curve.", path, error)
+        return None
+
+
+def save(output_dir: Path, model: Any, processor: Any) -> None:
+    """Model and processor.
+
+    They are written aside, then each file is renamed into `output_dir`, the model's weights last.
+    """
+    aside = output_dir / ".saving"
+    aside.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(aside)
+    processor.save_pretrained(aside)
+    for file in sorted(aside.iterdir(), key=lambda path: path.suffix == ".safetensors"):
+        os.replace(file, output_dir / file.name)
+    aside.rmdir()
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep freed memory.
+
+    By default it hands large blocks back to the system, and a step on a CPU makes and frees hundreds of them: much of
+    its time goes into fresh pages (`benchmarks/multilevel.py` compares). Without glibc nothing happens.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(mmap_threshold, 2**30)
+
+
+def below_data_root(path: str) -> str:
+    """A path as it is if it exists, else below the data root, else unchanged (a name on the Hub)."""
+    if os.path.exists(path) or os.path.isabs(path):
+        return path
+    try:
+        below = data_root() / path
+    except FileNotFoundError:
+        return path
+    return str(below) if below.exists() else path
+
+
+def level_channels(network: PreTrainedModel, levels: list[int]) -> list[int]:
+    """Channels of the chosen maps of a backbone."""
+    with torch.no_grad():
+        pixels = torch.zeros(1, network.config.num_channels, 64, 64)
+        return [level.shape[1] for level in choose_maps(network.eval()(pixels, output_hidden_states=True), levels)]
