@@ -12,6 +12,7 @@ from .. import __version__
 from .common import guarded
 from .convert_features import convert_features
 from .evaluate import evaluate
+from .extract_concepts import extract_concepts
 from .extract_features import extract_features
 from .ground import ground
 from .inspect import inspect
@@ -79,6 +80,12 @@ _add(
     "extract-features",
     "hf-grounding extract-features photos/ --detector PekingU/rtdetr_v2_r18vd --out features",
     "hf-grounding extract-features photos/ --detector yolox/ --backbone google/mobilenet_v2_1.0_224 --out features",
+)
+_add(
+    extract_concepts,
+    "extract-concepts",
+    "hf-grounding extract-concepts photos/ --model runs/concepts_flickr8k --out image_concepts.json",
+    "hf-grounding extract-concepts 42.jpg 43.jpg --model runs/concepts_flickr8k --out image_concepts.json --top 10",
 )
 _add(
     convert_features,

@@ -130,6 +130,14 @@ def model_folder(path: Path) -> Path:
     return path
 
 
+def check_local_model(model: str) -> bool:
+    """Whether `model` is a folder, which must hold a model, and not a name on the Hub."""
+    is_local = Path(model).parent.is_dir() or model.count("/") != 1 or model.startswith((".", "/", "~"))
+    if is_local:
+        model_folder(Path(model))
+    return is_local
+
+
 def check_picture_name(path: Path) -> None:
     """Before the work, not after."""
     from PIL import Image

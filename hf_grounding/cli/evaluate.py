@@ -70,8 +70,9 @@ def evaluate(
     """Measure a trained model, or files of results.
 
     A model: pointing game and attention correctness by category, with 95 % intervals and trivial baselines; boxes;
-    levels. A file: captions (COCO format) by BLEU, METEOR, ROUGE-L, CIDEr-D and SPICE, answers (VQA format, with
-    --questions) by VQA accuracy, captions with boxes by grounding F1; two of them compared with --against.
+    levels. A concept detector: mean average precision over the commonest content words, beside chance. A file:
+    captions (COCO format) by BLEU, METEOR, ROUGE-L, CIDEr-D and SPICE, answers (VQA format, with --questions) by VQA
+    accuracy, captions with boxes by grounding F1; two of them compared with --against.
     """
     is_file = source.is_file() or (not source.exists() and source.suffix in (".json", ".gz"))
     given = {name for name in MODEL_OPTIONS if context.params[name] is not None} | {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from ..processing.detectors import Detector
+
+Item = TypeVar("Item")
 
 
 def extract_features(
@@ -58,10 +60,10 @@ def extract_features(
         with writer:
             own = [image_id for image_id in sorted(photos)[number::total] if not writer.done(image_id)]
             with tqdm(total=len(own), desc="regions", unit="photo") as progress:
-                for batch in _batches(own, batch_size):
+                for batch in batches(own, batch_size):
                     loaded = {}
                     for image_id in batch:
-                        photo = _photo(photos[image_id], failed if keep_going else None)
+                        photo = read_photo(photos[image_id], failed if keep_going else None)
                         if photo is not None:
                             loaded[image_id] = photo
                     for regions in extractor(list(loaded.values()), list(loaded)) if loaded else ():
@@ -105,7 +107,7 @@ def find_photos(paths: list[Path]) -> dict[str, Path]:
     return photos
 
 
-def _photo(path: Path, failed: list[str] | None) -> Image.Image | None:
+def read_photo(path: Path, failed: list[str] | None) -> Image.Image | None:
     """The photo; if it cannot be read, an error, or None and the reason in `failed`."""
     from ..processing.photos import load_photo
 
@@ -149,7 +151,8 @@ def _backbone(source: str | None) -> dict[str, Any]:
     }
 
 
-def _batches(items: list[str], size: int) -> Iterator[list[str]]:
+def batches(items: list[Item], size: int) -> Iterator[list[Item]]:
+    """`size` items at a time, the last ones fewer."""
     rest = iter(items)
     while batch := list(itertools.islice(rest, size)):
         yield batch

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .common import check_picture_name, model_folder, print_json, save_picture, working
+from .common import check_local_model, check_picture_name, print_json, save_picture, working
 
 if TYPE_CHECKING:
     from ..processing.grounding import Grounding
@@ -30,9 +30,7 @@ def ground(
     """
     if draw is not None:
         check_picture_name(draw)
-    is_local = Path(model).parent.is_dir() or model.count("/") != 1 or model.startswith((".", "/", "~"))
-    if is_local:
-        model_folder(Path(model))
+    is_local = check_local_model(model)
     with working():
         from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 

@@ -95,6 +95,7 @@ class ConceptTrainer(Trainer):
     """
 
     args: ConceptTrainingArguments
+    optimizer: torch.optim.Optimizer | None
     control: TrainerControl
 
     def __init__(self, *args: Any, processor: ConceptProcessor, eval_store: FeatureStore, **kwargs: Any):

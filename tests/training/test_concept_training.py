@@ -93,7 +93,7 @@ def test_evaluation_repeats_the_numbers_of_the_training(run: Path, tmp_path: Pat
     assert results["concepts"] == saved["concepts"]
     assert "average precision" in (tmp_path / "report.html").read_text()
     assert evaluate(run, split="val[:5]")["num_images"] == 5
-    with pytest.raises(ValueError, match="`box_rule` is of phrase grounding, and .* holds a concept detector"):
+    with pytest.raises(ValueError, match=r"`box_rule` is of phrase grounding, and .* holds a concept detector"):
         evaluate(run, box_rule="any")
     with pytest.raises(ValueError, match="holds a concept_detector, and the recipe is of a multilevel_grounding"):
         evaluate(run, recipe="multilevel_scenes")
@@ -127,7 +127,8 @@ def test_the_last_layer_learns_faster_and_the_frozen_backbone_not_at_all(recipe_
 def test_words_that_the_detector_does_not_have_count_as_chance():
     processor = ConceptProcessor(concepts=["a", "dog"])
     captions = [["a dog", "the puppy"], ["a cat"], ["dog on a mat"], ["a cat"]]
-    # dog ranks 0.9 (yes), 0.8 (no), 0.7 (yes), 0.1 (no): (1/1 + 2/3) / 2. Of four images cat is in 2, mat and puppy in 1.
+    # dog ranks 0.9 (yes), 0.8 (no), 0.7 (yes), 0.1 (no): (1/1 + 2/3) / 2. Two of the four images have cat, one has mat
+    # and one puppy.
     probs = np.array([[0.5, 0.9], [0.5, 0.8], [0.5, 0.7], [0.5, 0.1]])
     scores = score_concepts(probs, processor, captions)
     assert scores["concepts"]["by_concept"] == pytest.approx({"cat": 0.5, "dog": 5 / 6, "mat": 0.25, "puppy": 0.25})

@@ -1,0 +1,90 @@
+"""`hf-grounding extract-concepts`: photos into `image_concepts.json`, the likeliest words of each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .common import check_local_model, working
+from .extract_features import batches, find_photos, read_photo
+
+if TYPE_CHECKING:
+    from ..processing.concepts import RankedConcept
+
+
+def extract_concepts(
+    images: Annotated[
+        list[Path],
+        typer.Argument(help="Photos, or folders of photos; a photo's id is the number it is named by, as 42.jpg is."),
+    ],
+    model: Annotated[str, typer.Option(help="Output folder of `hf-grounding train`, or a model on the Hub.")],
+    out: Annotated[Path, typer.Option(dir_okay=False, writable=True, help="JSON file to write.")],
+    top: Annotated[
+        int | None, typer.Option(min=1, help="Words of a photo; default: as the model's processor says, 49.")
+    ] = None,
+    keep_going: Annotated[
+        bool, typer.Option("--keep_going", help="Leave out photos that cannot be read, and list them at the end.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Photos at a time.")] = 8,
+) -> None:
+    """Find the words that people would use for photos.
+
+    Writes the public image_concepts.json: a list of {"image_id": 42, "image_concepts": ["dog", "grass", ...]}, the
+    likeliest word first, without function words.
+    """
+    check_local_model(model)
+    with working():
+        import torch
+        from accelerate import PartialState
+        from tqdm.auto import tqdm
+        from transformers import AutoConfig, AutoProcessor
+
+        from ..modeling.modeling_concepts import ConceptDetector
+
+        photos = _by_number(find_photos(images))
+        try:
+            kind = AutoConfig.from_pretrained(model).model_type
+            if kind != ConceptDetector.config_class.model_type:
+                raise ValueError(f"it is a {kind}, no {ConceptDetector.config_class.model_type}")
+            network = ConceptDetector.from_pretrained(model).to(PartialState().device)
+            processor = AutoProcessor.from_pretrained(model)
+        except Exception as error:  # whatever is missing from it or damaged
+            raise ValueError(f"Model '{model}' cannot be loaded: {error}") from error
+        failed: list[str] = []
+
+        def ranked() -> Iterator[tuple[int, list[RankedConcept]]]:
+            with tqdm(total=len(photos), desc="concepts", unit="photo") as progress:
+                for batch in batches(sorted(photos), batch_size):
+                    read = {number: read_photo(photos[number], failed if keep_going else None) for number in batch}
+                    loaded = {number: photo for number, photo in read.items() if photo is not None}
+                    if loaded:
+                        with torch.no_grad():
+                            inputs = processor(images=list(loaded.values())).to(network.device)
+                            probs = network(**inputs).concept_probs
+                        yield from zip(loaded, processor.rank(probs, top), strict=True)
+                    progress.update(len(batch))
+
+        processor.write_image_concepts(out, ranked())
+    typer.echo(f"{len(photos) - len(failed)} photos: {out}")
+    for reason in failed:
+        typer.echo(f"Left out: {reason}", err=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _by_number(photos: dict[str, Path]) -> dict[int, Path]:
+    """Ids of `image_concepts.json` are whole numbers: 42 of 42.jpg and of COCO_val2014_000000000042.jpg."""
+    numbered: dict[int, Path] = {}
+    for image_id, path in photos.items():
+        match = re.fullmatch(r"(?:COCO_\w+_)?(\d+)", image_id)
+        if match is None:
+            raise ValueError(f"Photo '{path}' has no number as its id, as the file needs; name it such as 42.jpg.")
+        number = int(match[1])
+        if number in numbered:
+            raise ValueError(f"Photos '{numbered[number]}' and '{path}' have one id, {number}; rename one.")
+        numbered[number] = path
+    return numbered
