@@ -44,7 +44,9 @@ def extract_concepts(
         from transformers import AutoConfig, AutoProcessor
 
         from ..modeling.modeling_concepts import ConceptDetector
+        from ..training.common import keep_freed_memory
 
+        keep_freed_memory()
         photos = _by_number(find_photos(images))
         try:
             kind = AutoConfig.from_pretrained(model).model_type
@@ -63,8 +65,9 @@ def extract_concepts(
                     loaded = {number: photo for number, photo in read.items() if photo is not None}
                     if loaded:
                         with torch.no_grad():
-                            inputs = processor(images=list(loaded.values())).to(network.device)
-                            probs = network(**inputs).concept_probs
+                            pixels = processor(images=list(loaded.values()))["pixel_values"].to(network.device)
+                            # Convolutions on a CPU are much faster with channels last in memory.
+                            probs = network(pixels.to(memory_format=torch.channels_last)).concept_probs
                         yield from zip(loaded, processor.rank(probs, top), strict=True)
                     progress.update(len(batch))
 
