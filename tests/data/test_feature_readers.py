@@ -299,8 +299,6 @@ def test_lmdb_of_thousands_of_keys_and_an_empty_one_read_as_the_library_reads_th
 
 
 def test_readers_hold_one_image_at_a_time(tmp_path):
-    h5py = pytest.importorskip("h5py")
-    del h5py
     readers = [
         read_bottom_up_tsv(write_tsv(tmp_path / "x.tsv", [TSV_ROWS[0], "broken"])),
         read_vqa_hdf5(write_hdf5(tmp_path, index={11: 0, 22: 99})),
