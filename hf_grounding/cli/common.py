@@ -5,8 +5,10 @@ import errno
 import functools
 import json
 import logging
+import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -46,7 +48,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: object) -> str:
     return " ".join(str(error).split())
 
 
@@ -82,13 +84,23 @@ def working(level: int = logging.WARNING) -> Iterator[None]:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("hf_grounding").setLevel(level)
     transformers_logging.disable_progress_bar()
-    with redirect_stdout(sys.stderr):
+    with redirect_stdout(sys.stderr), warnings.catch_warnings():
+        # A warning is for people here: its words, not the line of code.
+        warnings.showwarning = lambda message, *_: typer.echo(f"Warning: {one_line(message)}", err=True)
         yield
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    """One line."""
-    typer.echo(json.dumps(value))
+    """One line; null where there is no number, as JSON knows no NaN."""
+    typer.echo(json.dumps(_without_nan(value), allow_nan=False))
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_table(table: "Table") -> None:

@@ -74,15 +74,14 @@ def evaluate(
     captions (COCO format) by BLEU, METEOR, ROUGE-L, CIDEr-D and SPICE, answers (VQA format, with --questions) by VQA
     accuracy, captions with boxes by grounding F1; two of them compared with --against.
     """
-    is_file = source.is_file() or (not source.exists() and source.suffix in (".json", ".gz"))
-    given = {name for name in MODEL_OPTIONS if context.params[name] is not None} | {
-        name for name in FILE_OPTIONS if context.params[name] not in (None, False)
-    }
+    given = {name for name in MODEL_OPTIONS + FILE_OPTIONS if context.params[name] not in (None, False)}
+    is_file = source.is_file() or (not source.exists() and bool(given & set(FILE_OPTIONS)))
     for name in sorted(given & set(MODEL_OPTIONS if is_file else FILE_OPTIONS)):
         raise typer.BadParameter(f"--{name} is of {'models' if is_file else 'result files'}, and '{source}' is none.")
     if is_file:
         files = EvaluatedFiles(source, annotations, questions, against, allow_missing)
-        settings = {"metrics": None if metrics is None else metrics.split(","), "df": df, "spice_models": spice_models}
+        names = None if metrics is None else [name.strip() for name in metrics.split(",")]
+        settings = {"metrics": names, "df": df, "spice_models": spice_models}
         evaluate_files(files, {name: value for name, value in settings.items() if value is not None}, as_json=as_json)
         return
     model_folder(source)

@@ -35,13 +35,14 @@ class Scores:
         ids: Images or questions, in the order of the statistics.
         result: Everything, ready for JSON.
         tables: The numbers for people.
-        statistics: Name of a score -> statistics of each image and the score of their sums, see `paired_bootstrap`.
+        statistics: Gives, by name of a score, what `paired_bootstrap` compares: values of each image, and the score of
+            their sums if it is not their mean.
     """
 
     ids: list[str]
     result: dict[str, Any]
     tables: list[Table]
-    statistics: Mapping[str, tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]]
+    statistics: Callable[[], dict[str, tuple[Any, Callable[[np.ndarray], np.ndarray] | None]]]
 
 
 def evaluate_files(files: EvaluatedFiles, settings: Mapping[str, Any], *, as_json: bool) -> None:
@@ -51,7 +52,7 @@ def evaluate_files(files: EvaluatedFiles, settings: Mapping[str, Any], *, as_jso
         result, tables = first.result, first.tables
         if files.against is not None:
             comparison, table = compare(first, score(files, files.against, settings))
-            result, tables = result | {"comparison": comparison}, [*tables, table]
+            result, tables = result | {"comparison": comparison}, [*tables, table] if comparison else tables
     if as_json:
         print_json(result)
         return
@@ -59,6 +60,8 @@ def evaluate_files(files: EvaluatedFiles, settings: Mapping[str, Any], *, as_jso
         print_table(table)
     for name, reason in result.get("absent", {}).items():
         typer.echo(f"Absent: {name}. {reason}")
+    if not tables:
+        raise typer.Exit(1)
 
 
 def score(files: EvaluatedFiles, results: Path, settings: Mapping[str, Any]) -> Scores:
@@ -77,6 +80,10 @@ def score(files: EvaluatedFiles, results: Path, settings: Mapping[str, Any]) -> 
     if files.questions is not None:
         raise typer.BadParameter(f"--questions is of answers, and '{results}' holds {kind}.")
     if kind == "captions":
+        metrics = settings.get("metrics", ("cider_d", "spice"))
+        for option, metric in (("df", "cider_d"), ("spice_models", "spice")):
+            if option in settings and metric not in metrics:
+                raise typer.BadParameter(f"--{option} is of {metric}, which --metrics leaves out.")
         return score_captions(results, files.annotations, allow_missing=files.allow_missing, **settings)
     return score_grounded_captions(results, files.annotations, allow_missing=files.allow_missing)
 
@@ -86,7 +93,6 @@ def score_captions(results: Path, annotations: Path, *, allow_missing: bool, **s
     from ..data.result_files import read_caption_results
     from ..metrics import compute_caption_metrics
     from ..metrics.bleu import bleu_scores, bleu_statistics
-    from ..metrics.comparison import mean_score, mean_statistics
     from ..visualization import Table
 
     read = read_caption_results(results, annotations, allow_missing=allow_missing)
@@ -95,18 +101,22 @@ def score_captions(results: Path, annotations: Path, *, allow_missing: bool, **s
     note = f"Images: {result['count']}."
     if "cider_d" in names:
         note += " CIDEr-D is what the COCO toolkit prints as CIDEr."
-    tables = [Table("Captions", [{"metric": name, "score, x 100": _hundred(result[name])} for name in names], note)]
+    scores = [{"metric": name, "score, x 100": _hundred(result[name])} for name in names]
+    tables = [Table("Captions", scores, note)] if scores else []
     if "spice_by_category" in result:
         rows = [{"category": name, "F, x 100": _hundred(value)} for name, value in result["spice_by_category"].items()]
         tables.append(Table("SPICE by category", rows, "Mean over the images where it is defined."))
-    counts = bleu_statistics(read.predictions, read.references)
-    statistics: dict[str, Any] = {}
-    for name in names:
-        if name.startswith("bleu_"):
-            order = int(name[-1]) - 1
-            statistics[name] = (counts, lambda sums, order=order: bleu_scores(sums)[..., order])
-        else:
-            statistics[name] = (mean_statistics(result["per_image"][name]), mean_score)
+
+    def statistics() -> dict[str, Any]:
+        counts = bleu_statistics(read.predictions, read.references) if "bleu_1" in names else None
+        orders = {f"bleu_{order + 1}": order for order in range(4)}
+        return {
+            name: (counts, lambda sums, order=orders[name]: bleu_scores(sums)[..., order])
+            if name in orders
+            else (result["per_image"][name], None)
+            for name in names
+        }
+
     return Scores(read.image_ids, result, tables, statistics)
 
 
@@ -114,7 +124,6 @@ def score_answers(results: Path, questions: Path, annotations: Path, *, allow_mi
     """VQA accuracy of a VQA result file."""
     from ..data.result_files import read_vqa_results
     from ..metrics import vqa_accuracy
-    from ..metrics.comparison import mean_score, mean_statistics
     from ..visualization import Table
 
     read = read_vqa_results(results, questions, annotations, allow_missing=allow_missing)
@@ -137,9 +146,7 @@ def score_answers(results: Path, questions: Path, annotations: Path, *, allow_mi
         )
         if rows
     ]
-    return Scores(
-        read.question_ids, result, tables, {"vqa_accuracy": (mean_statistics(result["per_question"]), mean_score)}
-    )
+    return Scores(read.question_ids, result, tables, lambda: {"vqa_accuracy": (result["per_question"], None)})
 
 
 def score_grounded_captions(results: Path, annotations: Path, *, allow_missing: bool) -> Scores:
@@ -162,16 +169,14 @@ def score_grounded_captions(results: Path, annotations: Path, *, allow_missing: 
     )
     if without > result["count"] / 2:
         note += " Images without a prediction count as not found; --allow_missing leaves them out."
-    statistics = grounding_f1_statistics(read.predictions, read.references)
-    return Scores(
-        read.image_ids,
-        result,
-        [Table("Grounding of generated captions, x 100", rows, note)],
-        {
-            name: (statistics, lambda sums, name=name: grounding_f1_scores(sums)[name])  # type: ignore[misc]
-            for name in ("f1_all", "f1_loc")
-        },
-    )
+
+    def statistics() -> dict[str, Any]:
+        sums_of = grounding_f1_statistics(read.predictions, read.references)
+        return {
+            name: (sums_of, lambda sums, name=name: grounding_f1_scores(sums)[name]) for name in ("f1_all", "f1_loc")
+        }
+
+    return Scores(read.image_ids, result, [Table("Grounding of generated captions, x 100", rows, note)], statistics)
 
 
 def compare(first: Scores, second: Scores) -> tuple[dict[str, Any], Table]:
@@ -180,14 +185,16 @@ def compare(first: Scores, second: Scores) -> tuple[dict[str, Any], Table]:
     from ..visualization import Table
 
     if first.ids != second.ids:
+        alone = sorted(set(first.ids) ^ set(second.ids))
         raise ValueError(
-            f"The two files are not of the same images: {len(first.ids)} and {len(second.ids)} of them are scored. "
-            "Compare files of the same images."
+            f"The two files must have the same images or questions, and {len(alone)} are in one alone, such as "
+            f"{', '.join(alone[:5])}."
         )
+    others = second.statistics()
     comparison = {
-        name: paired_bootstrap(statistics, second.statistics[name][0], score)
-        for name, (statistics, score) in first.statistics.items()
-        if name in second.statistics
+        name: paired_bootstrap(values, others[name][0], score)
+        for name, (values, score) in first.statistics().items()
+        if name in others
     }
     rows = [
         {

@@ -83,13 +83,21 @@ class GroundedResults:
 
 def kind_of(results: str | os.PathLike) -> Literal["captions", "answers", "grounded captions"]:
     """What a file of results holds, by its first entry. Raises as the readers do."""
-    content = _JsonFile(results).content
-    first = content[0] if isinstance(content, list) else {}
+    file = _JsonFile(results)
+    entries = file.content.get("results", file.content) if isinstance(file.content, dict) else file.content
+    if isinstance(entries, dict):
+        return "grounded captions"
+    first = entries[0] if isinstance(entries, list) and entries else None
     keys = set(first) if isinstance(first, dict) else set()
-    if "answer" in keys or "question_id" in keys:
+    if "answer" in keys:
         return "answers"
-    grounded = isinstance(content, dict) or keys & {name for names in _PREDICTION_FIELDS.values() for name in names}
-    return "grounded captions" if grounded else "captions"
+    if keys & {name for names in _PREDICTION_FIELDS.values() for name in names}:
+        return "grounded captions"
+    if "caption" in keys:
+        return "captions"
+    raise ValueError(
+        f"{file} holds no known results: expected a list of entries with `caption`, `answer`, or `classes` and `boxes`."
+    )
 
 
 def read_caption_results(
@@ -192,6 +200,8 @@ def read_grounded_results(
     _refuse_unknown(predictions, captions, "image", result_file, reference_file)
     _refuse_without_references(captions, reference_file)
     image_ids = [image_id for image_id in captions if predictions.get(image_id) or not allow_missing]
+    if not image_ids:
+        raise ValueError(f"{result_file} has a prediction for none of its images.")
     return GroundedResults(
         image_ids,
         [predictions.get(image_id) for image_id in image_ids],

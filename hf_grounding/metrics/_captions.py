@@ -19,10 +19,10 @@ def tokens_of(caption: Caption, where: str) -> Tokens:
     """Tokens of a text by `ptb_tokenize`, or of a list as it is; `ValueError` names `where` if it is neither."""
     if isinstance(caption, str):
         return list(ptb_tokenize(caption))
-    if isinstance(caption, np.ndarray):
-        return caption.tolist()
-    if isinstance(caption, list | tuple):
-        return list(caption)
+    if isinstance(caption, list | tuple | np.ndarray):
+        tokens = caption.tolist() if isinstance(caption, np.ndarray) else list(caption)
+        if not tokens or not isinstance(tokens[0], list | tuple | np.ndarray):
+            return tokens
     raise ValueError(f"{where} must be text or a list of tokens, got {caption!r}.")
 
 
@@ -38,7 +38,7 @@ def read_references(references: Sequence[Sequence[Caption]]) -> list[list[Tokens
         raise ValueError("There is nothing to score: `references` is empty; expected a list of captions per image.")
     read = []
     for image, captions in enumerate(references):
-        if isinstance(captions, str) or not isinstance(captions, Sequence) or not len(captions):
+        if isinstance(captions, str) or not isinstance(captions, Sequence | np.ndarray) or not len(captions):
             raise ValueError(
                 f"`references` must hold a list of one caption or more per image; image {image} has {captions!r}."
             )

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ._captions import Caption, read_captions
-from ._java import JavaMetricUnavailable
 from ._protocol import check_choice
 from .bleu import bleu
 from .cider import DocumentFrequencies, cider
@@ -31,7 +30,7 @@ def compute_caption_metrics(
     Args:
         predictions, references: As in `bleu`.
         metrics (`Sequence[str]`): Of "bleu", "meteor", "rouge_l", "cider_d" and "spice". The second and the last need
-            Java and the extra `[coco]`; where these are missing they are absent from the result, never 0.
+            Java and the extra `[coco]`; where these are missing or fail, they are absent from the result, never 0.
         df: Document frequencies for CIDEr-D, see [`CiderScorer`].
         spice_models: Folder of SPICE's models, see `spice`.
 
@@ -45,8 +44,11 @@ def compute_caption_metrics(
     """
     if isinstance(metrics, str):
         raise ValueError(f"`metrics` must be a list of names, got the string {metrics!r}; use [...].")
-    for name in metrics:
+    wanted = list(metrics)
+    for name in wanted:
         check_choice("metrics", name, METRICS)
+    if not wanted:
+        raise ValueError(f"`metrics` is empty; name one or more of {list(METRICS)}.")
     tokens = read_captions(predictions, references)
     functions: dict[str, Callable[[], dict[str, Any]]] = {
         "bleu": lambda: bleu(*tokens),
@@ -58,11 +60,11 @@ def compute_caption_metrics(
     result: dict[str, Any] = {}
     per_image: dict[str, list[float]] = {}
     absent: dict[str, str] = {}
-    for name in (name for name in METRICS if name in metrics):
+    for name in (name for name in METRICS if name in wanted):
         try:
             scores = functions[name]()
-        except JavaMetricUnavailable as error:
-            absent[name] = str(error)
+        except (RuntimeError, TimeoutError) as error:  # Java is missing, has failed or is too slow: the others count
+            absent[name] = " ".join(str(error).split())
             continue
         values = scores.pop("per_image")
         per_image |= values if isinstance(values, dict) else {name: values}

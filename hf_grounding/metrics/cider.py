@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,11 +46,17 @@ class DocumentFrequencies:
         """Writes a plain `.npz` file, aside and renamed: tokens, keys of the n-grams, counts."""
         path = Path(path)
         tokens = list(self.ngrams.vocabulary)
-        if {type(token) for token in tokens} not in ({str}, {int}):
-            raise ValueError("Only frequencies of tokens that are all texts or all whole numbers can be saved.")
+        if not tokens:
+            raise ValueError("There are no words, so there is nothing to save.")
+        array = np.array(tokens)
+        # What numpy would change it may not store: it drops zeros at the end of text, and makes text of mixed tokens.
+        if array.dtype.kind not in "Ui" or array.tolist() != tokens:
+            raise ValueError(
+                "Only frequencies of tokens that are all texts, or all whole numbers of 64 bits, can be saved."
+            )
         aside = path.with_name(f".part-{path.name}")
         arrays: dict[str, Any] = {f"keys_{length}": keys for length, keys in enumerate(self.ngrams.keys, start=2)}
-        arrays |= {"tokens": np.array(tokens), "counts": self.counts, "num_images": np.array(self.num_images)}
+        arrays |= {"tokens": array, "counts": self.counts, "num_images": np.array(self.num_images)}
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(aside, "wb") as file:
@@ -72,7 +78,7 @@ class DocumentFrequencies:
                 tokens, counts, num_images = file["tokens"].tolist(), file["counts"], int(file["num_images"])
                 keys = [file[f"keys_{length}"] for length in (2, 3, 4)]
         except FileNotFoundError:
-            raise
+            raise FileNotFoundError(f"No file of document frequencies '{path}'.") from None
         except (OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
             raise ValueError(f"'{path}' cannot be read as document frequencies ({error}).") from error
         ngrams = Ngrams({token: number for number, token in enumerate(tokens)}, keys)
@@ -96,7 +102,9 @@ class CiderScorer:
             and length penalty.
 
     Raises:
-        ValueError: As in `bleu`; warns if the weights are those of one image, as then every score is 0.
+        FileNotFoundError: If there is no such file of frequencies.
+        ValueError: As in `bleu`; if the frequencies are of other tokens than the references, text and ids. Warns if the
+            weights are those of one image, as then every score is 0.
     """
 
     def __init__(
@@ -117,7 +125,7 @@ class CiderScorer:
             documents = self.counts.documents(image, len(self.ngrams)) if len(self.ngrams) else np.zeros(0)
             self.frequencies = DocumentFrequencies(self.ngrams, documents, len(read))
         else:
-            self.frequencies = df if isinstance(df, DocumentFrequencies) else DocumentFrequencies.load(df)
+            self.frequencies = _read_frequencies(df, self.ngrams)
         if self.frequencies.num_images == 1:
             warnings.warn(
                 "CIDEr weighs n-grams by how rare they are among images: with the references of one image every score "
@@ -147,10 +155,12 @@ class CiderScorer:
         Raises:
             ValueError: If there are not as many images as captions, or an index is no image.
         """
+        if isinstance(predictions, str) or not isinstance(predictions, Sized):
+            raise ValueError(f"`predictions` must be a list of captions, got {predictions!r}.")
         read = [tokens_of(caption, f"Prediction {row}") for row, caption in enumerate(predictions)]
         num_images = len(self.first_caption) - 1
         image = np.arange(num_images) if images is None else np.asarray(images)
-        if len(image) and image.dtype.kind not in "iu":
+        if image.ndim != 1 or (len(image) and image.dtype.kind not in "iu"):
             raise ValueError(f"`images` must be whole numbers, positions in the references; got {images}.")
         image = image.astype(np.int64)
         if len(image) != len(read):
@@ -223,6 +233,19 @@ def cider(
     hypotheses, read = read_captions(predictions, references)
     scores = CiderScorer(read, df=df, variant=variant)(hypotheses)
     return {variant: float(scores.mean()), "per_image": scores.tolist(), "count": len(scores)}
+
+
+def _read_frequencies(df: DocumentFrequencies | str | os.PathLike, ngrams: Ngrams) -> DocumentFrequencies:
+    if not isinstance(df, DocumentFrequencies | str | os.PathLike):
+        raise ValueError(f"`df` must be `DocumentFrequencies` or a file of them, got {df!r}.")
+    frequencies = df if isinstance(df, DocumentFrequencies) else DocumentFrequencies.load(df)
+    stored, given = ({isinstance(token, str) for token in each.vocabulary} for each in (frequencies.ngrams, ngrams))
+    if stored and given and not stored & given:  # every n-gram would be equally rare
+        raise ValueError(
+            f"The document frequencies are of {'texts' if True in stored else 'ids'} and the references are "
+            f"{'texts' if True in given else 'ids'}; give frequencies of the same tokens."
+        )
+    return frequencies
 
 
 def _norms(counts: NgramCounts, ngrams: Ngrams, weights: np.ndarray) -> np.ndarray:

@@ -165,7 +165,7 @@ def _ask(java: subprocess.Popen[bytes], stderr: IO[bytes], questions: str, count
     assert java.stdin is not None
     assert java.stdout is not None
     # Beside the reading: Java answers each line at once, and waits when nobody reads its answers.
-    writer = threading.Thread(target=_write, args=(java.stdin, questions.encode()), daemon=True)
+    writer = threading.Thread(target=_write, args=(java.stdin, questions.encode(errors="replace")), daemon=True)
     writer.start()
     answers = [line.decode().strip() for line in islice(java.stdout, count)]
     if len(answers) < count:

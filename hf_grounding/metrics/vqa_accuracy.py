@@ -7,7 +7,7 @@ targets VQA models are trained on, `soft_scores` and `majority_answer`, are here
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from statistics import fmean
 from typing import Any
 
@@ -111,10 +111,15 @@ def vqa_accuracy(
         >>> result["by_answer_type"]["number"]
         {'vqa_accuracy': 0.6, 'count': 1}
     """
+    if not isinstance(predictions, Sized) or not isinstance(answers, Sized):
+        raise ValueError("`predictions` and `answers` must be lists, with one entry per question.")
     if len(predictions) == 0:
         raise ValueError("There is nothing to score: `predictions` is empty; expected one answer per question.")
     same_length(predictions=predictions, answers=answers, answer_types=answer_types, question_types=question_types)
     _check_strings(predictions, "predictions")
+    for name, types in (("answer_types", answer_types), ("question_types", question_types)):
+        if types is not None:
+            _check_strings(types, name)
     for row, given in enumerate(answers):
         _check_strings(given, f"answers[{row}]")
     scores = [_agreement(prediction, given) for prediction, given in zip(predictions, answers, strict=True)]

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from hf_grounding.cli.common import print_json
 from hf_grounding.metrics import bleu, cider, grounding_f1, vqa_accuracy
 
 from .conftest import run
@@ -33,6 +34,8 @@ def files(tmp_path):
     write("unknown.json", [{"image_id": 9, "caption": "x"}])
     write("twice.json", [{"image_id": 1, "caption": "x"}] * 2)
     write("broken.json", "[{")
+    write("wrapped.json", {"results": [{"image_id": 1, "caption": "x"}]})
+    write("numbers.json", [1, 2])
     write("questions.json", {"questions": [{"question_id": 5, "image_id": 1, "question": "How many ?"}]})
     people = [{"answer": "2", "answer_id": number} for number in range(2)]
     people += [{"answer": "3", "answer_id": number} for number in range(2, 10)]
@@ -113,7 +116,7 @@ def test_images_without_a_result_may_be_left_out(files):
     assert json_of(run(*arguments, "--allow_missing", "--json"))["count"] == 2
     answer = run(*arguments, "--allow_missing", "--against", files / "good.json")
     assert answer.code == 1
-    assert "The two files are not of the same images: 2 and 3 of them are scored" in answer.err
+    assert "must have the same images or questions, and 1 are in one alone, such as 3." in answer.err
 
 
 def test_metrics_that_cannot_be_computed_are_absent_and_not_0(files, monkeypatch):
@@ -123,6 +126,39 @@ def test_metrics_that_cannot_be_computed_are_absent_and_not_0(files, monkeypatch
     result = json_of(run(*arguments, "--json"))
     assert not {"meteor", "spice"} & result.keys()
     assert re.search(r"Absent: meteor\. METEOR needs", run(*arguments).out)
+
+
+def test_if_nothing_can_be_computed_the_reason_is_the_answer(files, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(sys.modules["hf_grounding.metrics.meteor"], "_processes", {})
+    arguments = (
+        "evaluate",
+        files / "good.json",
+        "--annotations",
+        files / "captions.json",
+        "--metrics",
+        "spice, meteor",
+    )
+    for more in ((), ("--against", files / "poor.json")):
+        answer = run(*arguments, *more)
+        assert answer.code == 1
+        assert "Absent: spice. SPICE needs" in answer.out
+        assert "Absent: meteor. METEOR needs" in answer.out
+
+
+def test_one_image_warns_in_words_and_not_in_code(files):
+    arguments = ("evaluate", files / "part.json", "--annotations", files / "one.json", "--metrics", "cider_d")
+    (files / "one.json").write_text(json.dumps({"1": CAPTIONS[1]}))
+    (files / "part.json").write_text(json.dumps([{"image_id": 1, "caption": GOOD[1]}]))
+    answer = run(*arguments)
+    assert answer.code == 0
+    assert answer.err.startswith("Warning: CIDEr weighs n-grams by how rare they are among images")
+    assert ".py" not in answer.err
+
+
+def test_what_is_not_a_number_is_null_in_json(capsys):
+    print_json({"a": float("nan"), "b": [1.5, (float("inf"), "x")], "c": {"d": None}})
+    assert json.loads(capsys.readouterr().out) == {"a": None, "b": [1.5, [None, "x"]], "c": {"d": None}}
 
 
 @pytest.mark.parametrize(
@@ -139,11 +175,18 @@ def test_metrics_that_cannot_be_computed_are_absent_and_not_0(files, monkeypatch
         (["good.json", "--annotations", "captions.json", "--questions", "questions.json"], 2, r"--questions is of"),
         (["good.json", "--annotations", "captions.json", "--split", "val"], 2, r"--split is of models"),
         (["answered.json", "--annotations", "answers.json"], 2, r"name the file of the questions too \(--questions\)"),
+        (["good.json", "--annotations", "captions.json", "--metrics", "bleu", "--df", "x.npz"], 2, r"--df is of cider"),
+        (["good.json", "--annotations", "captions.json", "--df", "x.npz"], 1, r"No file of document frequencies '"),
+        (["wrapped.json", "--annotations", "captions.json"], 1, r"In '.*wrapped\.json', the top level must be a list"),
+        (["numbers.json", "--annotations", "captions.json"], 1, r"numbers\.json' holds no known results"),
+        (["nothing.jsonl", "--annotations", "captions.json"], 1, r"No file '.*nothing\.jsonl'"),
         (["answered.json", "--annotations", "answers.json", "--metrics", "bleu"], 2, r"--metrics is of captions"),
     ],
 )  # fmt: skip
 def test_wrong_files_and_options_are_named(files, arguments, code, message):
-    answer = run("evaluate", *(files / word if word.endswith(".json") else word for word in arguments))
+    answer = run(
+        "evaluate", *(files / word if word.endswith((".json", ".jsonl", ".npz")) else word for word in arguments)
+    )
     assert answer.code == code, answer.err
     assert re.search(message, answer.err), answer.err
     assert "Traceback" not in answer.err

@@ -301,10 +301,10 @@ def test_a_missing_file_is_missing(tmp_path):
         cider(["a dog"], [["a dog"]], df=tmp_path / "none.npz")
 
 
-@pytest.mark.parametrize("tokens", [["a", 1], [1.5, 2.5], [("a", "b")]])
+@pytest.mark.parametrize("tokens", [["a", 1], [1.5, 2.5], ["a\x00"], [2**70]])
 def test_frequencies_of_other_tokens_cannot_be_saved(tmp_path, tokens):
     df = DocumentFrequencies.of([[tokens], [tokens]])
-    with pytest.raises(ValueError, match="all texts or all whole numbers"):
+    with pytest.raises(ValueError, match="all texts, or all whole numbers"):
         df.save(tmp_path / "train.npz")
     assert list(tmp_path.iterdir()) == []
 
@@ -379,7 +379,7 @@ def test_frequencies_of_arrays_of_ids_can_be_saved_and_those_without_words_canno
     frequencies.save(tmp_path / "df.npz")
     loaded = DocumentFrequencies.load(tmp_path / "df.npz")
     assert loaded.ngrams.vocabulary == {number: number - 1 for number in range(1, 6)}
-    with pytest.raises(ValueError, match="all texts or all whole numbers"):
+    with pytest.raises(ValueError, match="There are no words"):
         DocumentFrequencies.of([[""], ["..."]]).save(tmp_path / "none.npz")
 
 
@@ -400,3 +400,25 @@ def test_images_are_whole_numbers(images):
 def test_what_is_no_list_is_refused(predictions, references, message):
     with pytest.raises(ValueError, match=message):
         cider(predictions, references)
+
+
+def test_frequencies_of_other_tokens_than_the_references_are_refused():
+    words, ids = DocumentFrequencies.of([["a man"], ["a dog"]]), [[[1, 2]], [[3]]]
+    with pytest.raises(ValueError, match="frequencies are of texts and the references are ids"):
+        cider([[1, 2], [3]], ids, df=words)
+    with pytest.raises(ValueError, match="`df` must be `DocumentFrequencies` or a file of them, got 5"):
+        CiderScorer(ids, df=5)
+
+
+def test_captions_of_arrays_are_taken_and_nested_tokens_are_not():
+    references = [np.array(["a man", "a dog"]), np.array(["two cats"])]
+    assert cider(["a man", "cats"], references) == cider(["a man", "cats"], [list(row) for row in references])
+    with pytest.raises(ValueError, match="Prediction 0 must be text or a list of tokens, got"):
+        cider([[["a"]], ["b"]], references)
+    scorer = CiderScorer(references)
+    for wrong in ("ab", (word for word in ("a", "b"))):
+        with pytest.raises(ValueError, match="`predictions` must be a list of captions"):
+            scorer(wrong)
+    for images in (0, [[0]]):
+        with pytest.raises(ValueError, match="`images` must be whole numbers"):
+            scorer(["a"], images)

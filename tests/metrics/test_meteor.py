@@ -261,3 +261,8 @@ def test_missing_file_of_the_package_is_said(stub, tmp_path, name):
 def test_wrong_input_is_said_before_java_is_needed(predictions, references, problem):
     with pytest.raises(ValueError, match=problem):
         meteor(predictions, references)
+
+
+@needs_java
+def test_half_a_character_as_cut_captions_have_does_not_crash():
+    assert meteor(["a \ud83d man"], [["a man"]])["meteor"] > 0

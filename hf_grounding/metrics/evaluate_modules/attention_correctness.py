@@ -14,6 +14,7 @@ Args:
     references: one dict per phrase: "boxes" (xyxy, pixels), "image_size" [width, height], "categories" (names, may be
         empty), "image_id" (string; phrases of one image are resampled together).
     Further keyword arguments are those of `hf_grounding.metrics.attention_correctness`, e.g. `union_mask=True`.
+Several processes: gather predictions by `hf_grounding.metrics.gather_by_id` and compute once.
 """
 
 

@@ -1,29 +1,10 @@
 """`bleu` as an `evaluate.Metric`."""
 
-from typing import Any
-
-import datasets
-import evaluate
-
 from hf_grounding.metrics import bleu
-
-DESCRIPTION = "BLEU-1 to 4 of one caption per image, as the COCO toolkit computes it."
-INPUTS = """
-Args:
-    predictions: one caption per image.
-    references: for each image its captions, one or more.
-    Further keyword arguments are those of `hf_grounding.metrics.bleu`.
-"""
+from hf_grounding.metrics.evaluate_modules import _caption_metric
 
 
-class Bleu(evaluate.Metric):
-    """`compute(predictions=captions, references=lists_of_captions, **switches)`."""
+class Bleu(_caption_metric.CaptionMetric):
+    """BLEU-1 to 4 of one caption per image, as the COCO toolkit computes it."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        features = {"predictions": datasets.Value("string"), "references": datasets.List(datasets.Value("string"))}
-        return evaluate.MetricInfo(
-            description=DESCRIPTION, citation="", inputs_description=INPUTS, features=datasets.Features(features)
-        )
-
-    def _compute(self, predictions: list, references: list, **switches: Any) -> dict[str, Any]:
-        return bleu(predictions, references, **switches)
+    function = staticmethod(bleu)

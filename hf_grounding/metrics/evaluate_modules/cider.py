@@ -1,29 +1,10 @@
 """`cider` as an `evaluate.Metric`."""
 
-from typing import Any
-
-import datasets
-import evaluate
-
 from hf_grounding.metrics import cider
-
-DESCRIPTION = "CIDEr-D of one caption per image, which the COCO toolkit prints as CIDEr."
-INPUTS = """
-Args:
-    predictions: one caption per image.
-    references: for each image its captions, one or more.
-    Further keyword arguments are those of `hf_grounding.metrics.cider`.
-"""
+from hf_grounding.metrics.evaluate_modules import _caption_metric
 
 
-class Cider(evaluate.Metric):
-    """`compute(predictions=captions, references=lists_of_captions, **switches)`."""
+class Cider(_caption_metric.CaptionMetric):
+    """CIDEr-D of one caption per image, which the COCO toolkit prints as CIDEr."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        features = {"predictions": datasets.Value("string"), "references": datasets.List(datasets.Value("string"))}
-        return evaluate.MetricInfo(
-            description=DESCRIPTION, citation="", inputs_description=INPUTS, features=datasets.Features(features)
-        )
-
-    def _compute(self, predictions: list, references: list, **switches: Any) -> dict[str, Any]:
-        return cider(predictions, references, **switches)
+    function = staticmethod(cider)

@@ -13,6 +13,7 @@ Args:
     predictions: one dict per image: "classes" (of the object words, in order) and "boxes" (xyxy, one each).
     references: for each image a list of captions, dicts with "tokens", "classes", "indices" and "boxes".
     Further keyword arguments are those of `hf_grounding.metrics.grounding_f1`.
+Several processes: gather predictions by `hf_grounding.metrics.gather_by_id` and compute once.
 """
 
 

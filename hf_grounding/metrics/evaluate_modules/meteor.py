@@ -1,29 +1,10 @@
 """`meteor` as an `evaluate.Metric`."""
 
-from typing import Any
-
-import datasets
-import evaluate
-
 from hf_grounding.metrics import meteor
-
-DESCRIPTION = "METEOR 1.5 of one caption per image, by its Java program."
-INPUTS = """
-Args:
-    predictions: one caption per image.
-    references: for each image its captions, one or more.
-    Further keyword arguments are those of `hf_grounding.metrics.meteor`.
-"""
+from hf_grounding.metrics.evaluate_modules import _caption_metric
 
 
-class Meteor(evaluate.Metric):
-    """`compute(predictions=captions, references=lists_of_captions, **switches)`."""
+class Meteor(_caption_metric.CaptionMetric):
+    """METEOR 1.5 of one caption per image, by its Java program."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        features = {"predictions": datasets.Value("string"), "references": datasets.List(datasets.Value("string"))}
-        return evaluate.MetricInfo(
-            description=DESCRIPTION, citation="", inputs_description=INPUTS, features=datasets.Features(features)
-        )
-
-    def _compute(self, predictions: list, references: list, **switches: Any) -> dict[str, Any]:
-        return meteor(predictions, references, **switches)
+    function = staticmethod(meteor)

@@ -15,6 +15,7 @@ Args:
         empty), "image_id" (string; phrases of one image are resampled together).
     Further keyword arguments are those of `hf_grounding.metrics.pointing_game`, e.g. `box_rule="union"`,
     `min_box_area=0.05`.
+Several processes: gather predictions by `hf_grounding.metrics.gather_by_id` and compute once.
 """
 
 

@@ -12,6 +12,7 @@ INPUTS = """
 Args:
     predictions: one answer per question.
     references: one dict per question: "answers" (list of strings), "answer_type", "question_type" (may be empty).
+Several processes: gather predictions by `hf_grounding.metrics.gather_by_id` and compute once.
 """
 
 
