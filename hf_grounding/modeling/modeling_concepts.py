@@ -46,16 +46,10 @@ class ConceptDetectorOutput(ModelOutput):
     location_probs: torch.FloatTensor | None = None
 
 
-def noisy_or(location_logits: torch.Tensor) -> torch.Tensor:
-    r"""Noisy-OR `1 - prod_j (1 - sigmoid(z_j))` over the last two dimensions: (..., height, width) -> (...).
-
-    As `-expm1(sum_j log(1 - p_j))`, which keeps probabilities that `1 - (1 - p)` would round to 0.
-    """
-    return -torch.expm1(F.logsigmoid(-location_logits).sum(dim=(-2, -1)))
-
-
 def noisy_or_logits(location_logits: torch.Tensor) -> torch.Tensor:
-    r"""Log-odds `log P / (1 - P)` of the noisy-OR over the last two dimensions: (..., height, width) -> (...).
+    r"""Log-odds of the noisy-OR `P = 1 - prod_j (1 - sigmoid(z_j))` over the last two dimensions.
+
+    (..., height, width) -> (...), with `P = sigmoid` of them to all digits.
 
     With `S = -sum_j log(1 - p_j)` they are `log(exp(S) - 1) = S + log(1 - exp(-S))`, and `log S = log sum_j exp(z_j)`
     where S is so small that the difference is below rounding (or S itself would be 0). Each gradient lies in [0, 1].
@@ -177,7 +171,7 @@ class ConceptDetector(ConceptDetectorPreTrainedModel):
         return ConceptDetectorOutput(
             loss=None if labels is None else self.concept_loss(logits, labels),
             logits=logits,
-            concept_probs=noisy_or(location_logits),
+            concept_probs=logits.sigmoid(),
             max_probs=location_probs.amax(dim=(-2, -1)),
             location_probs=location_probs,
         )

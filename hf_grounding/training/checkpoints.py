@@ -17,13 +17,19 @@ logger = logging.getLogger(__name__)
 WEIGHTS = "model.safetensors"
 
 
-def check_output_dir(output_dir: Path) -> None:
-    r"""Stops before a run is mixed with an earlier one, or written over it.
+def start_from(output_dir: Path, recipe: Recipe, *, resume: bool) -> str | None:
+    r"""The checkpoint a run begins with: the last complete one to `resume`, else none.
 
     Raises:
-        FileExistsError: If the folder holds a model or checkpoints.
+        FileExistsError: If the folder holds an earlier run, and this one does not go on with it: they must not be
+            mixed, nor one written over the other.
+        FileNotFoundError: If there is nothing to resume.
         NotADirectoryError: If it is a file.
+        ValueError: If the run to resume was one of another recipe; names the settings that differ. How a model is
+            measured (`evaluation`) may differ.
     """
+    if resume:
+        return _checkpoint_of(output_dir, recipe)
     if output_dir.exists() and not output_dir.is_dir():
         raise NotADirectoryError(f"'{output_dir}' is a file; name a folder as `output_dir`.")
     if (output_dir / WEIGHTS).exists() or _checkpoints(output_dir):
@@ -31,15 +37,10 @@ def check_output_dir(output_dir: Path) -> None:
             f"'{output_dir}' holds an earlier run. Go on with it (`--resume`), name another "
             "`--output_dir`, or delete it."
         )
+    return None
 
 
-def checkpoint_to_resume(output_dir: Path, recipe: Recipe) -> str:
-    r"""The last complete checkpoint, if it is of this recipe; how a model is measured (`evaluation`) may differ.
-
-    Raises:
-        FileNotFoundError: If there is no complete checkpoint.
-        ValueError: If the run was one of another recipe; names the settings that differ.
-    """
+def _checkpoint_of(output_dir: Path, recipe: Recipe) -> str:
     checkpoint = last_complete_checkpoint(output_dir)
     if not (output_dir / RECIPE_FILE).is_file():
         raise FileNotFoundError(

@@ -87,7 +87,24 @@ def saved_curve(model_dir: Path) -> list[dict[str, float]] | None:
         return None
 
 
-def save(output_dir: Path, model: Any, processor: Any) -> None:
+def run_training(trainer: Trainer, processor: Any, recipe: Recipe, checkpoint: str | None) -> Any:
+    """Trains into the trainer's output folder, from a checkpoint if there is one, and saves model and processor.
+
+    Returns:
+        The trained model, without the wrapper for mixed precision, so that `evaluate` measures the same.
+    """
+    output_dir = Path(trainer.args.output_dir)
+    if trainer.is_world_process_zero():
+        output_dir.mkdir(parents=True, exist_ok=True)
+        recipe.save(output_dir)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    if trainer.is_world_process_zero():
+        _save(output_dir, trained, processor)  # before it is measured: whatever happens there, it is kept
+    return trained
+
+
+def _save(output_dir: Path, model: Any, processor: Any) -> None:
     """Model and processor.
 
     They are written aside, then each file is renamed into `output_dir`, the model's weights last.

@@ -24,7 +24,7 @@ from ..modeling.modeling_concepts import ConceptDetector
 from ..processing.concepts import FUNCTION_WORDS, ConceptProcessor, commonest_words
 from ..visualization import write_report
 from .arguments import RecipeTrainingArguments
-from .checkpoints import check_output_dir, checkpoint_to_resume
+from .checkpoints import start_from
 from .common import (
     REPORT_FILE,
     evaluation_facts,
@@ -32,7 +32,7 @@ from .common import (
     level_channels,
     load_backbone,
     load_split,
-    save,
+    run_training,
     saved_curve,
     training_facts,
     write_results,
@@ -199,11 +199,7 @@ def build_detector(recipe: Recipe, captions: Sequence[Sequence[str]]) -> tuple[C
 def train_concepts(recipe: Recipe, output_dir: str | os.PathLike, *, resume: bool = False) -> dict[str, Any]:
     r"""Trains a concept detector by its recipe, keeps the best checkpoint and evaluates it; see `run.train`."""
     output_dir = Path(output_dir)
-    checkpoint = None
-    if resume:
-        checkpoint = checkpoint_to_resume(output_dir, recipe)
-    else:
-        check_output_dir(output_dir)
+    checkpoint = start_from(output_dir, recipe, resume=resume)
     keep_freed_memory()
     args = ConceptTrainingArguments(output_dir=str(output_dir), **recipe.training)
     set_seed(args.seed)
@@ -225,15 +221,8 @@ def train_concepts(recipe: Recipe, output_dir: str | os.PathLike, *, resume: boo
         processor=processor,
         eval_store=eval_store,
     )
-    if trainer.is_world_process_zero():
-        output_dir.mkdir(parents=True, exist_ok=True)
-        recipe.save(output_dir)
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=checkpoint)
-    # Without the wrapper for mixed precision, so that `evaluate` measures the same.
-    trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    if trainer.is_world_process_zero():
-        save(output_dir, trained, processor)  # before it is measured: whatever happens there, it is kept
+    trained = run_training(trainer, processor, recipe, checkpoint)
     probs = predict_concepts(trained, eval_store, eval_rows["image_id"])
     results = score_concepts(probs, processor, eval_rows["captions"])
     results |= evaluation_facts(recipe.dataset.eval_split, eval_rows) | training_facts(trainer, started)

@@ -26,7 +26,7 @@ from ..modeling.text_encoders import PretrainedTextEncoder
 from ..processing.processing_multilevel import MultiLevelGroundingProcessor
 from ..processing.words import train_word_tokenizer
 from ..visualization import write_report
-from .checkpoints import check_output_dir, checkpoint_to_resume
+from .checkpoints import start_from
 from .common import (
     REPORT_FILE,
     below_data_root,
@@ -35,7 +35,7 @@ from .common import (
     level_channels,
     load_backbone,
     load_split,
-    save,
+    run_training,
     saved_curve,
     training_facts,
     write_results,
@@ -98,19 +98,14 @@ def train(recipe: Recipe, output_dir: str | os.PathLike, *, resume: bool = False
     if recipe.system == "concept_detector":
         return train_concepts(recipe, output_dir, resume=resume)
     output_dir = Path(output_dir)
-    checkpoint = None
-    if resume:
-        checkpoint = checkpoint_to_resume(output_dir, recipe)
-    else:
-        check_output_dir(output_dir)
+    checkpoint = start_from(output_dir, recipe, resume=resume)
     keep_freed_memory()
     args = GroundingTrainingArguments(output_dir=str(output_dir), **recipe.training)
     set_seed(args.seed)
     train_rows = load_split(recipe, recipe.dataset.train_split)
     eval_rows = load_split(recipe, recipe.dataset.eval_split)
-    regions = _detected_regions(
-        recipe, recipe.dataset.eval_split, eval_rows["image_id"]
-    )  # a broken file must not cost a training
+    # Now, since a broken file must not cost a training.
+    regions = _detected_regions(recipe, recipe.dataset.eval_split, eval_rows["image_id"])
     batch_size = args.train_batch_size * args.world_size
     if len(train_rows) < batch_size:
         raise ValueError(
@@ -137,15 +132,8 @@ def train(recipe: Recipe, output_dir: str | os.PathLike, *, resume: bool = False
         processing_class=processor,
         protocol=recipe.evaluation.protocol,
     )
-    if trainer.is_world_process_zero():
-        output_dir.mkdir(parents=True, exist_ok=True)
-        recipe.save(output_dir)
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=checkpoint)
-    # Without the wrapper for mixed precision, so that `evaluate` measures the same.
-    trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    if trainer.is_world_process_zero():
-        save(output_dir, trained, processor)  # before it is measured: whatever happens there, it is kept
+    trained = run_training(trainer, processor, recipe, checkpoint)
     results, predictions = _evaluate_rows(
         trained, processor, recipe, recipe.dataset.eval_split, eval_rows, eval_store, regions
     )

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from hf_grounding.modeling.configuration_concepts import ConceptDetectorConfig
-from hf_grounding.modeling.modeling_concepts import ConceptDetector, noisy_or, noisy_or_logits
+from hf_grounding.modeling.modeling_concepts import ConceptDetector, noisy_or_logits
 from hf_grounding.processing.concepts import ConceptProcessor
 
 Golden = tuple[dict[str, torch.Tensor], torch.dtype, float]
@@ -38,7 +38,7 @@ def assert_near(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) 
 def test_golden_noisy_or_and_cross_entropy_of_each_word(goldens):
     for golden, dtype, tolerance in goldens:
         logits = golden["logits"].requires_grad_()
-        assert_near(noisy_or(logits), golden["word_probability"], tolerance)
+        assert_near(noisy_or_logits(logits).sigmoid(), golden["word_probability"], tolerance)
         odds = noisy_or_logits(logits)
         assert_near(odds.sigmoid(), golden["word_probability"], tolerance)
         losses = F.binary_cross_entropy_with_logits(odds, golden["labels"], reduction="none")
@@ -52,7 +52,7 @@ def test_golden_probabilities_that_are_tiny_keep_their_digits(goldens):
     for golden, dtype, _ in goldens:
         expected, rtol = golden["word_probability"], 1e-12 if dtype == torch.float64 else 1e-5
         assert (expected > 0).all()
-        torch.testing.assert_close(noisy_or(golden["logits"]), expected, rtol=rtol, atol=0)
+        torch.testing.assert_close(noisy_or_logits(golden["logits"]).sigmoid(), expected, rtol=rtol, atol=0)
 
 
 def test_golden_outputs_of_the_whole_model(goldens):
@@ -73,5 +73,5 @@ def test_golden_ranking(goldens):
     for golden, _, _ in goldens:
         num_concepts = golden["ranking"].shape[1]
         processor = ConceptProcessor(concepts=[str(i) for i in range(num_concepts)])
-        ranked = processor.rank(noisy_or(golden["logits"]))
+        ranked = processor.rank(noisy_or_logits(golden["logits"]).sigmoid())
         assert [[int(each.word) for each in row] for row in ranked] == golden["ranking"].tolist()

@@ -9,7 +9,7 @@ from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import MobileNetV2Config, ResNetConfig
 
 from hf_grounding.modeling.configuration_concepts import ConceptDetectorConfig
-from hf_grounding.modeling.modeling_concepts import ConceptDetector, noisy_or, noisy_or_logits
+from hf_grounding.modeling.modeling_concepts import ConceptDetector, noisy_or_logits
 from hf_grounding.processing.concepts import ConceptProcessor
 from hf_grounding.processing.image_processing_multilevel import MultiLevelGroundingImageProcessorPil
 from tests.common import ModelTesterMixin, SharingTesterMixin, assert_same, tensors_of
@@ -120,14 +120,14 @@ def random_logits(*shape: int) -> torch.Tensor:
 def test_the_noisy_or_equals_a_literal_one():
     logits = random_logits(2, 5, 3, 4)
     expected = literal_noisy_or(logits)
-    torch.testing.assert_close(noisy_or(logits), expected)
+    torch.testing.assert_close(noisy_or_logits(logits).sigmoid(), expected)
     torch.testing.assert_close(noisy_or_logits(logits), expected.log() - (1 - expected).log())
 
 
 def test_the_noisy_or_of_two_locations_worked_by_hand():
     # p = 1/2 and 1/4: P = 1 - 1/2 * 3/4 = 5/8, log-odds log(5/3)
     logits = torch.tensor([[0.0, -math.log(3.0)]])
-    torch.testing.assert_close(noisy_or(logits), torch.tensor(5 / 8))
+    torch.testing.assert_close(noisy_or_logits(logits).sigmoid(), torch.tensor(5 / 8))
     torch.testing.assert_close(noisy_or_logits(logits), torch.tensor(math.log(5 / 3)))
 
 
@@ -154,7 +154,7 @@ def test_one_location_is_the_sigmoid(z):
     for dtype in (torch.float32, torch.float64):
         logits = torch.full((1, 1), z, dtype=dtype, requires_grad=True)
         torch.testing.assert_close(noisy_or_logits(logits), logits[0, 0])
-        torch.testing.assert_close(noisy_or(logits), logits[0, 0].sigmoid(), rtol=1e-5, atol=0)
+        torch.testing.assert_close(noisy_or_logits(logits).sigmoid(), logits[0, 0].sigmoid(), rtol=1e-5, atol=0)
         (gradient,) = torch.autograd.grad(noisy_or_logits(logits), logits)
         torch.testing.assert_close(gradient, torch.ones_like(logits))
 
@@ -190,7 +190,7 @@ def test_a_batch_equals_its_rows_one_at_a_time():
 
 def test_gradients_in_float64_agree_with_differences():
     logits = random_logits(2, 3, 2, 2).requires_grad_()
-    assert torch.autograd.gradcheck(noisy_or, logits)
+    assert torch.autograd.gradcheck(lambda z: noisy_or_logits(z).sigmoid(), logits)
     assert torch.autograd.gradcheck(noisy_or_logits, logits)
     far = torch.tensor([[-20.0, -31.0], [-60.0, -59.0]], dtype=torch.float64, requires_grad=True)  # S below 1e-12
     assert torch.autograd.gradcheck(lambda z: noisy_or_logits(z[:, None]), far)
@@ -227,7 +227,7 @@ def test_in_half_precision_the_probabilities_are_those_of_float32_from_the_same_
     assert logits.dtype == dtype
     output = model(feature_maps=maps, labels=LABELS)  # the map is cast to the model's precision
     assert all(value.dtype == torch.float32 for value in tensors_of(output).values())
-    torch.testing.assert_close(output.concept_probs, noisy_or(logits.float()), rtol=0, atol=0)
+    torch.testing.assert_close(output.concept_probs, noisy_or_logits(logits.float()).sigmoid(), rtol=0, atol=0)
     torch.testing.assert_close(output.location_probs, logits.float().sigmoid(), rtol=0, atol=0)
 
 
