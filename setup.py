@@ -78,7 +78,7 @@ setup(
         "onnx": ["onnxruntime"],  # detectors as ONNX files
         "dev": [
             *("pytest", "hypothesis", "ruff", "mypy", "types-PyYAML", "build", "setuptools>=77"),
-            *("pycocoevalcap>=1.2", "h5py", "lmdb", "onnxruntime"),
+            *("pycocoevalcap>=1.2", "pycocotools", "h5py", "lmdb", "onnxruntime"),
         ],
     },
     entry_points={"console_scripts": ["hf-grounding=hf_grounding.cli:main"]},
