@@ -18,13 +18,15 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from .processing.grounding import Grounding
-from .processing.regions import Regions
+from .processing.regions import Regions, box_iou, scale_boxes
 
 Box = Sequence[float]  # xyxy, pixels of the photo
 
 PREDICTED = "#D55E00"  # vermillion of Okabe and Ito
 ANNOTATED = "#56B4E9"  # their sky blue
 DARK, LIGHT = "#1A1A1A", "#FFFFFF"
+# Dark enough for white letters on them.
+REGION_COLORS = ("#c0392b", "#1f618d", "#1a7340", "#856c08", "#6c3483", "#a0561a", "#117a65", "#515a5a")
 HEATMAP_OPACITY = 0.7  # at the heatmap's peak; 0 where the heatmap is 0
 MAX_ASPECT = 4  # height of a panel over its width, at most
 SUPERSAMPLING = 2  # PIL's lines have hard edges: draw larger, then shrink
@@ -32,9 +34,6 @@ GROUPS = {"good": "Good", "typical": "Typical", "failed": "Failed"}  # of a repo
 
 
 # Pictures
-
-
-REGION_COLORS = ("#c0392b", "#1f618d", "#1e8449", "#9a7d0a", "#6c3483", "#af601a", "#117a65", "#515a5a")
 
 
 def draw_grounding(
@@ -104,7 +103,9 @@ def draw_groundings(
     return picture
 
 
-def draw_regions(image: Image.Image, regions: Regions, *, width: int = 800, max_regions: int = 12) -> Image.Image:
+def draw_regions(
+    image: Image.Image, regions: Regions, *, width: int = 800, max_regions: int = 12, min_score: float = 0.1
+) -> Image.Image:
     r"""The photo with the boxes of its best regions, each with its label and score.
 
     Args:
@@ -112,27 +113,48 @@ def draw_regions(image: Image.Image, regions: Regions, *, width: int = 800, max_
         regions ([`Regions`]): Of it; boxes are scaled from the size they are given in.
         width (`int`): Of the picture, in pixels.
         max_regions (`int`): At most so many are drawn, the first ones.
+        min_score (`float`): Regions with less confidence are left out, but for the first one.
     """
-    scale = width / image.width
-    picture = image.convert("RGB").resize((width, max(1, round(image.height * scale))))
+    picture = image.convert("RGB").resize((width, max(1, round(image.height * width / image.width))))
     draw, font = ImageDraw.Draw(picture), _font(max(12, width // 50))
-    labels = regions.settings.get("detector", {}).get("labels")
-    steps = width / regions.image_size[1], picture.height / regions.image_size[0]
-    for number in reversed(range(min(len(regions), max_regions))):  # the best on top
-        x1, y1, x2, y2 = (float(side) * steps[i % 2] for i, side in enumerate(regions.boxes[number]))
+    count = min(len(regions), max_regions)
+    drawn = [i for i in range(count) if i == 0 or regions.scores is None or regions.scores[i] >= min_score]
+    boxes = scale_boxes(regions.boxes, regions.image_size, (picture.height, picture.width)).tolist()
+    for number in reversed(drawn):  # the best on top
         color = REGION_COLORS[number % len(REGION_COLORS)]
-        draw.rectangle((x1, y1, x2, y2), outline=color, width=max(2, width // 300))
-        words = [str(number)]
-        if regions.labels is not None:
-            words = [labels[int(regions.labels[number])] if labels else f"class {int(regions.labels[number])}"]
-        if regions.scores is not None:
-            words.append(f"{regions.scores[number]:.2f}")
-        text = " ".join(words)
-        _, _, right, bottom = draw.textbbox((0, 0), text, font=font)
-        place = min(max(0, x1), max(0, width - right - 4)), max(0, y1 - bottom - 4)
-        draw.rectangle((*place, place[0] + right + 4, place[1] + bottom + 4), fill=color)
-        draw.text((place[0] + 2, place[1] + 1), text, fill="white", font=font)
+        draw.rectangle(boxes[number], outline=color, width=max(2, width // 300))
+    labels: list[Box] = []
+    for number in drawn:
+        text = _region_name(regions, number)
+        _, _, right, bottom = draw.textbbox((2, 2), text, font=font)
+        place = _free_place(boxes[number], (right + 2, bottom + 2), labels, picture.size)
+        labels.append(place)
+        draw.rectangle(place, fill=REGION_COLORS[number % len(REGION_COLORS)])
+        draw.text((place[0] + 2, place[1] + 2), text, fill=LIGHT, font=font)
     return picture
+
+
+def _region_name(regions: Regions, number: int) -> str:
+    """Label and score of a region; its number if it has no label."""
+    name = str(number)
+    if regions.labels is not None:
+        labels, label = regions.settings.get("detector", {}).get("labels"), int(regions.labels[number])
+        name = labels[label] if labels else f"class {label}"
+    return name if regions.scores is None else f"{name} {regions.scores[number]:.2f}"
+
+
+def _free_place(box: Box, size: tuple[float, float], taken: Sequence[Box], picture: tuple[int, int]) -> Box:
+    """Where a label of this size hides none of those `taken`: from above the box down its left, then its right edge."""
+    width, height = size
+    rows = range(-1, math.ceil((box[3] - box[1]) / height) + 1)
+    places = []
+    for left in (box[0], box[2] - width):
+        for row in rows:
+            x = min(max(0, left), max(0, picture[0] - width))
+            y = min(max(0, box[1] + row * height), max(0, picture[1] - height))
+            places.append((x, y, x + width, y + height))
+    hidden = box_iou(places, np.reshape(taken, (-1, 4))).sum(axis=1)
+    return places[int(hidden.argmin())]
 
 
 def _draw_on_photo(image: Image.Image, grounding: Grounding, boxes: Sequence[Box], width: int) -> Image.Image:

@@ -10,18 +10,22 @@ import pytest
 from PIL import Image
 
 from hf_grounding.processing.grounding import Grounding
+from hf_grounding.processing.regions import Regions, box_iou
 from hf_grounding.visualization import (
     ANNOTATED,
     LIGHT,
     PREDICTED,
+    REGION_COLORS,
     Example,
     Report,
     Table,
     _charts,
     _font,
+    _free_place,
     _wrap,
     draw_grounding,
     draw_groundings,
+    draw_regions,
     write_report,
 )
 
@@ -223,3 +227,42 @@ def test_a_very_tall_photo_is_drawn_in_a_panel_of_bounded_height():
     picture = draw_grounding(Image.new("RGB", (1, 3000), "red"), grounding, width=200)
     assert picture.width == 200
     assert picture.height < 4 * 200 + 100  # with caption and legend
+
+
+def regions_of(boxes, **fields) -> Regions:
+    return Regions("7", (40, 50), np.array(boxes, dtype=np.float32), **fields)  # half the size of the photo
+
+
+def test_regions_are_drawn_at_their_places_with_their_labels(photo):
+    # 100 x 80 drawn 400 wide; a box of the 50 x 40 photo is 8 times larger
+    picture = draw_regions(photo, regions_of([[10, 20, 40, 35]]), width=400)
+    assert picture.size == (400, 320)
+    for side in ((79, 200, 82, 240), (318, 200, 321, 240), (150, 159, 250, 162), (150, 278, 250, 281)):
+        assert has_color(picture, REGION_COLORS[0], side)
+    assert not has_color(picture, REGION_COLORS[0], (84, 164, 316, 276))
+    assert has_color(picture, REGION_COLORS[0], (80, 140, 100, 158))  # the label, above
+    assert has_color(picture, LIGHT, (80, 140, 100, 158))
+
+
+def test_weak_regions_are_not_drawn_but_for_the_first(photo):
+    boxes = [[0, 10, 20, 20], [25, 10, 45, 20], [0, 25, 20, 35]]
+    for scores, drawn in (([0.9, 0.2, 0.05], [True, True, False]), ([0.05, 0.04, 0.03], [True, False, False])):
+        picture = draw_regions(photo, regions_of(boxes, scores=np.array(scores)))
+        assert [has_color(picture, color, (0, 0, *picture.size)) for color in REGION_COLORS[:3]] == drawn
+
+
+def test_labels_of_regions_hide_no_other_and_stay_in_the_picture():
+    # 10 high: above the box, then down its left edge
+    assert _free_place((20, 30, 90, 60), (40, 10), [], (100, 80)) == (20, 20, 60, 30)
+    assert _free_place((20, 30, 90, 60), (40, 10), [(0, 15, 50, 35)], (100, 80)) == (20, 40, 60, 50)
+    assert _free_place((80, 0, 99, 60), (40, 10), [], (100, 80)) == (60, 0, 100, 10)
+    taken = []
+    for _ in range(5):
+        place = _free_place((20, 30, 90, 60), (40, 10), taken, (100, 80))
+        assert not box_iou([place], np.reshape(taken, (-1, 4))).any()
+        taken.append(place)
+
+
+def test_a_photo_without_regions_is_drawn_as_it_is(photo):
+    picture = draw_regions(photo, regions_of(np.zeros((0, 4))), width=100)
+    np.testing.assert_array_equal(np.asarray(picture), np.asarray(photo))
