@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoImageProcessor, AutoModel
 
 from hf_grounding.processing.detectors import YoloxDetector
 from hf_grounding.processing.extraction import RegionExtractor
@@ -42,6 +43,28 @@ def test_photos_give_their_stored_boxes_and_class_probabilities(data_dir, yolox)
         )
     assert count > 20 * len(rows)
     assert matched >= 0.99 * count
+
+
+def test_photos_give_their_stored_features(data_dir, yolox):
+    weights, samples = data_dir / "weights" / "mobilenet_v2_1.0_224_imagenet", data_dir / "regions" / "layout_samples"
+    backbone, image_processor = AutoModel.from_pretrained(weights), AutoImageProcessor.from_pretrained(weights)
+    extractor = RegionExtractor(yolox, backbone=backbone, image_processor=image_processor)
+    compared = 0
+    for path in sorted((samples / "cocobu_att").glob("*.npz")):
+        photo = load_photo(data_dir / "flickr8k_entities" / "images" / f"{path.stem}.jpg")
+        if sorted(photo.size) != [194, 259]:
+            continue  # the stored ones were resized to multiples of 32, which for 4:3 is the nearest pixel too
+        boxes = np.load(samples / "cocobu_box" / path.with_suffix(".npy").name)
+        with np.load(path) as file:
+            expected = file["feat"]
+        size = (375, 500) if photo.width > photo.height else (500, 375)
+        (regions,) = extractor([photo], [path.stem], [size])
+        iou = box_iou(boxes, regions.boxes)
+        assert (iou.max(axis=1) > 0.95).all()
+        difference = regions.region_features[iou.argmax(axis=1)] - expected
+        assert np.linalg.norm(difference) < 1e-3 * np.linalg.norm(expected)
+        compared += 1
+    assert compared >= 5
 
 
 def test_yolox_has_its_mean_average_precision_on_coco(data_dir, yolox):
