@@ -14,6 +14,7 @@ from .regions import Regions, nms, scale_boxes
 from .roi_align import roi_mean
 
 ROI_POINTS = 3  # a region's feature is the mean over 3 x 3 points of its box
+SIDE_MULTIPLE = 32  # of the backbone's pixels: what strides divide, so that no cell lies partly outside the photo
 
 
 class RegionExtractor:
@@ -27,7 +28,8 @@ class RegionExtractor:
         backbone (*optional*): A transformers model whose last feature map gives each region its feature, in evaluation
             mode; without, there are no features.
         image_processor (*optional*): Of the backbone, for its mean, standard deviation and range.
-        shorter_side (`int`): Photos are resized so for the backbone, keeping their aspect.
+        shorter_side (`int`): Photos are resized so for the backbone, both sides to multiples of 32 and so near to
+            their aspect.
         num_regions (`int`): At most so many.
         threshold (`float`, *optional*): Adaptive number: only regions with this confidence, but at least `min_regions`.
         min_regions (`int`): See `threshold`.
@@ -135,10 +137,10 @@ class RegionExtractor:
     @torch.no_grad()
     def _features(self, photo: Image.Image, boxes: np.ndarray) -> np.ndarray:
         """(num_regions, channels): mean over points of each box on the backbone's last map."""
-        scale = self.shorter_side / min(photo.size)
+        scale = self.shorter_side / min(photo.size) / SIDE_MULTIPLE
+        width, height = (SIDE_MULTIPLE * max(1, round(side * scale)) for side in photo.size)
         # Resized here, because processors differ in how they take a size.
-        size = max(1, round(photo.width * scale)), max(1, round(photo.height * scale))
-        resized = photo.resize(size, Image.Resampling.BICUBIC)
+        resized = photo.resize((width, height), Image.Resampling.BICUBIC)
         inputs = self.image_processor(resized, do_resize=False, do_center_crop=False, return_tensors="pt")
         device = next(self.backbone.parameters()).device
         feature_map = self.backbone(inputs["pixel_values"].to(device)).last_hidden_state.float()

@@ -17,8 +17,6 @@ from transformers import (
 
 from hf_grounding.processing.detectors import Candidates, TransformersDetector, YoloxDetector, _grid
 from hf_grounding.processing.extraction import RegionExtractor
-from hf_grounding.processing.photos import load_photo
-from hf_grounding.processing.regions import box_iou
 
 
 class Given:
@@ -175,21 +173,6 @@ def test_files_that_are_no_yolox_are_refused(tmp_path):
     (tmp_path / "net.onnx").write_bytes(b"no network")
     with pytest.raises(ValueError, match=r"net\.onnx' cannot be loaded as an ONNX network"):
         YoloxDetector.from_pretrained(tmp_path)
-
-
-def test_yolox_finds_the_stored_regions_of_real_photos(data_dir):
-    pytest.importorskip("onnxruntime")
-    stored = np.load(data_dir / "regions" / "flickr8k_val.npz", allow_pickle=False)
-    ids, offsets, boxes, sizes = (stored[name] for name in ("image_ids", "offsets", "boxes", "image_size"))
-    extractor = RegionExtractor(YoloxDetector.from_pretrained(data_dir / "weights" / "yolox_nano_coco"))
-    matched, count = 0, 0
-    for row in range(0, 966, 40):
-        photo = load_photo(data_dir / "flickr8k_entities" / "images" / f"{ids[row]}.jpg")
-        (regions,) = extractor([photo], [str(ids[row])], [tuple(sizes[row][::-1])])
-        own = boxes[offsets[row] : offsets[row + 1]]
-        matched += (box_iou(own, regions.boxes).max(axis=1, initial=0) > 0.95).sum()
-        count += len(own)
-    assert matched >= 0.99 * count
 
 
 def test_the_labels_of_a_yolox_must_be_as_many_as_its_classes(data_dir):
