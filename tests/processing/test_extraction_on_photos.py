@@ -50,10 +50,7 @@ def test_photos_give_their_stored_features(data_dir, yolox):
     backbone, image_processor = AutoModel.from_pretrained(weights), AutoImageProcessor.from_pretrained(weights)
     extractor = RegionExtractor(yolox, backbone=backbone, image_processor=image_processor)
     with np.load(data_dir / "regions" / "flickr8k_val.npz") as stored:
-        sizes = {
-            str(image_id): tuple(size[::-1])
-            for image_id, size in zip(stored["image_ids"], stored["image_size"], strict=True)
-        }
+        sizes = dict(zip(map(str, stored["image_ids"]), map(tuple, stored["image_size"][:, ::-1]), strict=True))
     for path in sorted((samples / "cocobu_att").glob("*.npz")):
         photo = load_photo(data_dir / "flickr8k_entities" / "images" / f"{path.stem}.jpg")
         boxes = np.load(samples / "cocobu_box" / path.with_suffix(".npy").name)
