@@ -1,0 +1,417 @@
+"""Mutual Iterative Attention (Liu et al., NeurIPS 2019, arXiv 1905.06139): regions and concepts that align each other.
+
+n visual features and n textual concepts refine each other N times: each concept gathers the regions it is about, then
+each refined region gathers the concepts that name it. Afterwards row i of both describes the same thing. There is no
+loss of alignment: the module stands before a captioner or question answerer and learns from that one's loss.
+
+Eq. 1-2 -> `MultiHeadAttention`, Eq. 3 -> `FeedForward`, Eq. 4 with its residual connections -> `MutualAttentionLayer`,
+Eq. 5-7 -> `MutualIterativeAttention`.
+
+Only what is gathered is mixed: the shortcut of a layer is its source and not its query, so no textual value is ever
+added to the visual features, nor the reverse. The other modality chooses the weights alone.
+
+Where paper and authors' code disagree, `block_variant` chooses: in the paper each layer as a whole has a residual
+connection of its own ("paper", with dropout as before every other one), in the code the visual layer alone has it, and
+without dropout ("official"). Biases of the projections, which the equations leave out, are as in the code
+(`attention_bias`), and so is dropout on attention weights.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from math import sqrt
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class MutualIterativeAttentionOutput(ModelOutput):
+    r"""Output of [`MutualIterativeAttention`].
+
+    Args:
+        fused (`(batch, n, hidden_size)`): `LayerNorm(I_N + T_N)`, Eq. 7.
+        visual (`(batch, n, hidden_size)`): I_N, the visual features after the last iteration.
+        textual (`(batch, n, hidden_size)`): T_N, the textual concepts after the last iteration.
+        visual_attentions (tuple of `(batch, num_heads, n, n)`, one per iteration): Weight of each visual source row
+            (column) in each refined visual row (row), before dropout. Only with `output_attentions=True`.
+        textual_attentions (tuple of `(batch, num_heads, n, n)`, one per iteration): The same for textual rows.
+    """
+
+    fused: torch.FloatTensor | None = None
+    visual: torch.FloatTensor | None = None
+    textual: torch.FloatTensor | None = None
+    visual_attentions: tuple[torch.FloatTensor, ...] | None = None
+    textual_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+class AttentionProjection(nn.Linear):
+    r"""W^Q, W^K or W^V of all heads side by side; its weights start as normal(0, sqrt(2 / (d + d_k)))."""
+
+    def __init__(self, hidden_size: int, num_heads: int, bias: bool = True):
+        self.init_std = sqrt(2 / (hidden_size + hidden_size // num_heads))  # first: the constructor initialises
+        super().__init__(hidden_size, hidden_size, bias=bias)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()  # the bias starts as in any linear layer
+        nn.init.normal_(self.weight, std=self.init_std)
+
+
+class OutputProjection(nn.Linear):
+    r"""W^O, which mixes the heads; its weights start as Xavier's normal distribution."""
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        nn.init.xavier_normal_(self.weight)
+
+
+class MultiHeadAttention(nn.Module):
+    r"""Eq. 1-2: `head_i = softmax(Q W^Q_i (S W^K_i)^T / sqrt(d_k)) S W^V_i`, `MHA(Q, S) = [head_1 .. head_k] W^O`.
+
+    Shapes: `query` (batch, m, d), `source` (batch, n, d), `source_mask` (batch, n) -> (batch, m, d) and, if asked for,
+    the weights (batch, num_heads, m, n), else `None`.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, bias: bool, attention_dropout: float):
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = AttentionProjection(hidden_size, num_heads, bias)
+        self.key = AttentionProjection(hidden_size, num_heads, bias)
+        self.value = AttentionProjection(hidden_size, num_heads, bias)
+        self.output = OutputProjection(hidden_size, hidden_size, bias=bias)
+        self.attention_dropout = nn.Dropout(attention_dropout)
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        source: torch.Tensor,
+        source_mask: torch.Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        q, k, v = (
+            x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (batch, heads, rows, d_k)
+            for x in (self.query(query), self.key(source), self.value(source))
+        )
+        allowed = None
+        if source_mask is not None:
+            real = source_mask != 0
+            # A row without a real key is padding as a whole; it attends to all of it, because softmax needs something.
+            allowed = (real | ~real.any(dim=-1, keepdim=True))[:, None, None]  # (batch, 1, 1, n)
+        if not output_attentions:
+            dropout = self.attention_dropout.p if self.training else 0.0
+            heads = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
+            return self.output(heads.transpose(1, 2).flatten(2)), None
+        logits = q @ k.mT / sqrt(q.shape[-1])  # (batch, heads, m, n)
+        if allowed is not None:
+            logits = logits.masked_fill(~allowed, torch.finfo(logits.dtype).min)
+        weights = logits.softmax(dim=-1)
+        heads = self.attention_dropout(weights) @ v
+        return self.output(heads.transpose(1, 2).flatten(2)), weights
+
+
+class FeedForward(nn.Module):
+    r"""Eq. 3: `FCN(X) = max(0, X W_1 + b_1) W_2 + b_2`, each row by itself. (..., d) -> (..., d)."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int):
+        super().__init__()
+        self.up = nn.Linear(hidden_size, intermediate_size)
+        self.down = nn.Linear(intermediate_size, hidden_size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(self.up(x).relu())
+
+
+class MutualAttentionLayer(nn.Module):
+    r"""Eq. 4, `FCN(MHA(Q, S))`, where each step is dropped out, added to its shortcut and normalised.
+
+        A = LN(S + Dropout(MHA(Q, S)))
+        F = LN(A + Dropout(FCN(A)))
+        O = LN(S + Dropout(F))            # only with `layer_shortcut`, else O = F
+
+    The shortcuts are the source: row j of O is source row j, to which the rows that query j chose were added.
+
+    Shapes: those of [`MultiHeadAttention`], with m = n.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        intermediate_size: int,
+        *,
+        attention_bias: bool,
+        layer_shortcut: bool,
+        dropout: float,
+        attention_dropout: float,
+        layer_dropout: float,
+        layer_norm_eps: float,
+    ):
+        super().__init__()
+        self.attention = MultiHeadAttention(hidden_size, num_heads, attention_bias, attention_dropout)
+        self.attention_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+        self.feed_forward = FeedForward(hidden_size, intermediate_size)
+        self.feed_forward_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+        self.layer_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps) if layer_shortcut else None
+        self.dropout = nn.Dropout(dropout)
+        self.layer_dropout = nn.Dropout(layer_dropout)
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        source: torch.Tensor,
+        source_mask: torch.Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        attended, weights = self.attention(query, source, source_mask, output_attentions)
+        x = self.attention_norm(source + self.dropout(attended))
+        x = self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
+        if self.layer_norm is not None:
+            x = self.layer_norm(source + self.layer_dropout(x))
+        return x, weights
+
+
+class MutualIterativeAttention(nn.Module):
+    r"""The whole module: N iterations (Eq. 5-6) and the fusion (Eq. 7).
+
+        I_t = V_layer(query=T_{t-1}, source=I_{t-1})
+        T_t = T_layer(query=I_t, source=T_{t-1})        # the new I_t
+        fused = LN(I_N + T_N)
+
+    With N = 0 there are no layers: I_0, T_0 and their fusion come back.
+
+    Args:
+        hidden_size (`int`): Width d of both modalities (512 in the paper's code).
+        num_heads (`int`): Heads k; must divide `hidden_size`.
+        num_iterations (`int`): N, 0 or more.
+        intermediate_size (`int`, *optional*): Inner width of the FCN; default `4 * hidden_size`.
+        order (`"visual_first"` or `"textual_first"`): Which modality is refined first in an iteration; the second one
+            is queried by the refined first one.
+        attention (`"mutual"` or `"self"`): Queries come from the other modality, or, for comparison, from the same one
+            (then `order` has no effect).
+        block_variant (`"paper"` or `"official"`): Residual connection around each layer as a whole in both modalities,
+            or, as in the authors' code, in the visual one alone and without its dropout.
+        attention_bias (`bool`): Biases in W^Q, W^K, W^V, W^O.
+        share_iteration_weights (`bool`): The same two layers in all iterations, as in the paper, or N pairs of layers.
+        dropout (`float`): On the output of attention and of the FCN.
+        attention_dropout (`float`): On the attention weights.
+        layer_dropout (`float`, *optional*): Before the residual connection around a layer of the `"paper"` variant;
+            default `dropout`.
+        layer_norm_eps (`float`): Epsilon of all layer norms.
+
+    Raises:
+        ValueError: If a size or a name cannot work.
+
+    Example:
+
+        >>> aligned = MutualIterativeAttention(512)(torch.rand(2, 36, 512), torch.rand(2, 36, 512))
+        >>> aligned.fused.shape
+        torch.Size([2, 36, 512])
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int = 8,
+        num_iterations: int = 2,
+        *,
+        intermediate_size: int | None = None,
+        order: Literal["visual_first", "textual_first"] = "visual_first",
+        attention: Literal["mutual", "self"] = "mutual",
+        block_variant: Literal["paper", "official"] = "paper",
+        attention_bias: bool = True,
+        share_iteration_weights: bool = True,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.1,
+        layer_dropout: float | None = None,
+        layer_norm_eps: float = 1e-5,
+    ):
+        super().__init__()
+        if num_heads < 1 or hidden_size % num_heads:
+            raise ValueError(f"`num_heads` must divide `hidden_size` ({hidden_size}), got {num_heads}.")
+        if num_iterations < 0:
+            raise ValueError(f"`num_iterations` must be 0 or more, got {num_iterations}.")
+        _check_choice("order", order, ("visual_first", "textual_first"))
+        _check_choice("attention", attention, ("mutual", "self"))
+        _check_choice("block_variant", block_variant, ("paper", "official"))
+        self.hidden_size, self.num_iterations = hidden_size, num_iterations
+        self.order, self.attention = order, attention
+        self.share_iteration_weights = share_iteration_weights
+        paper = block_variant == "paper"
+
+        def make_layers(layer_shortcut: bool) -> nn.ModuleList:
+            return nn.ModuleList(
+                MutualAttentionLayer(
+                    hidden_size,
+                    num_heads,
+                    4 * hidden_size if intermediate_size is None else intermediate_size,
+                    attention_bias=attention_bias,
+                    layer_shortcut=layer_shortcut,
+                    dropout=dropout,
+                    attention_dropout=attention_dropout,
+                    layer_dropout=(dropout if layer_dropout is None else layer_dropout) if paper else 0.0,
+                    layer_norm_eps=layer_norm_eps,
+                )
+                for _ in range(min(num_iterations, 1) if share_iteration_weights else num_iterations)
+            )
+
+        self.visual_layers = make_layers(layer_shortcut=True)
+        self.textual_layers = make_layers(layer_shortcut=paper)
+        self.fusion_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+
+    def forward(
+        self,
+        visual: torch.Tensor,
+        concepts: torch.Tensor,
+        visual_mask: torch.Tensor | None = None,
+        concept_mask: torch.Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> MutualIterativeAttentionOutput:
+        r"""Refines both modalities.
+
+        Args:
+            visual (`torch.Tensor` of shape `(batch, n, hidden_size)`): Visual features I_0.
+            concepts (`torch.Tensor` of shape `(batch, n, hidden_size)`): Embedded textual concepts T_0, as many.
+            visual_mask (`torch.Tensor` of shape `(batch, n)`, *optional*): 1 = real, 0 = padding, to which no row
+                attends. Padded rows are computed as well, and mean nothing.
+            concept_mask (`torch.Tensor` of shape `(batch, n)`, *optional*): The same for the concepts.
+            output_attentions (`bool`): Also return the attention weights.
+
+        Raises:
+            ValueError: If the shapes do not fit.
+        """
+        self._check_shapes(visual, concepts, visual_mask, concept_mask)
+        visual_attentions, textual_attentions = [], []
+        for t in range(self.num_iterations):
+            layer = 0 if self.share_iteration_weights else t
+            # Each modality is refined by the other as it is by then; the one that comes first sees the older one.
+            for modality in ("visual", "textual") if self.order == "visual_first" else ("textual", "visual"):
+                if modality == "visual":
+                    query = visual if self.attention == "self" else concepts
+                    visual, weights = self.visual_layers[layer](query, visual, visual_mask, output_attentions)
+                    visual_attentions.append(weights)
+                else:
+                    query = concepts if self.attention == "self" else visual
+                    concepts, weights = self.textual_layers[layer](query, concepts, concept_mask, output_attentions)
+                    textual_attentions.append(weights)
+        return MutualIterativeAttentionOutput(
+            fused=self.fusion_norm(visual + concepts),
+            visual=visual,
+            textual=concepts,
+            visual_attentions=tuple(visual_attentions) if output_attentions else None,
+            textual_attentions=tuple(textual_attentions) if output_attentions else None,
+        )
+
+    def _check_shapes(self, visual, concepts, visual_mask, concept_mask) -> None:
+        for name, x in (("visual", visual), ("concepts", concepts)):
+            if x.ndim != 3 or x.shape[-1] != self.hidden_size:
+                raise ValueError(f"`{name}` must be (batch, n, {self.hidden_size}), got {tuple(x.shape)}.")
+        if visual.shape != concepts.shape:
+            raise ValueError(
+                f"`visual` and `concepts` must be equally many, because they are added row by row; got "
+                f"{tuple(visual.shape)} and {tuple(concepts.shape)}. Keep the best concepts, or pad them and pass "
+                f"`concept_mask`."
+            )
+        for name, mask in (("visual_mask", visual_mask), ("concept_mask", concept_mask)):
+            if mask is not None and mask.shape != visual.shape[:2]:
+                raise ValueError(f"`{name}` must be (batch, n) = {tuple(visual.shape[:2])}, got {tuple(mask.shape)}.")
+
+
+def accumulated_attention(attentions: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    r"""The paper's accumulated attention after each iteration t: `A_t ... A_1`, A being the mean over heads.
+
+    Shortcuts are ignored; [`trace_rows`] counts them.
+
+    Args:
+        attentions (sequence of `torch.Tensor` of shape `(batch, num_heads, n, n)`): `visual_attentions` or
+            `textual_attentions` of the output.
+
+    Returns:
+        One `(batch, n, n)` per iteration: weight of each original row (column) in each refined row (row).
+
+    Raises:
+        ValueError: If there are none.
+    """
+    return list(accumulate(_head_means(attentions), lambda earlier, later: later @ earlier))
+
+
+def trace_rows(attentions: Sequence[torch.Tensor]) -> torch.Tensor:
+    r"""How much of each original row is in each refined row: `prod_t (A_t + 1) / 2`, the last iteration on the left.
+
+    The attention rollout of Abnar and Zuidema (ACL 2020): a shortcut counts as much as what is added to it. Ours,
+    beyond the paper; its layer-level shortcuts count once, with those of the attention.
+
+    Args:
+        attentions (sequence of `torch.Tensor` of shape `(batch, num_heads, n, n)`): `visual_attentions` or
+            `textual_attentions` of the output.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, n, n)`: row = refined row, column = original row; rows sum to 1.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    means = _head_means(attentions)
+    identity = torch.eye(means[0].shape[-1], dtype=means[0].dtype, device=means[0].device)
+    *_, total = accumulate([(mean + identity) / 2 for mean in means], lambda earlier, later: later @ earlier)
+    return total
+
+
+def official_mia_state_dict(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    r"""Weights of the authors' MIA module under our names, for `block_variant="official"` with shared weights.
+
+    Args:
+        state (mapping of `str` to `torch.Tensor`): State of that module alone, `layer_refine_V.enc_attn.w_qs.weight`
+            and so on; its 1x1 convolutions become linear layers.
+
+    Raises:
+        ValueError: If names are missing or unknown; says which.
+    """
+    names = {f"layer_norm.{kind}": f"fusion_norm.{kind}" for kind in _KINDS}
+    for official, ours in (("layer_refine_V", "visual_layers.0"), ("layer_refine_T", "textual_layers.0")):
+        parts = _OFFICIAL_PARTS | ({"layer_norm": "layer_norm"} if official == "layer_refine_V" else {})
+        names |= {
+            f"{official}.{theirs}.{kind}": f"{ours}.{parts[theirs]}.{kind}" for theirs in parts for kind in _KINDS
+        }
+    missing, unknown = sorted(names.keys() - state.keys()), sorted(state.keys() - names.keys())
+    if missing or unknown:
+        hints = [(name, difflib.get_close_matches(name, names, n=1, cutoff=0.4)) for name in unknown]
+        told = [f"{name!r} (nearest known: {near[0]!r})" if near else repr(name) for name, near in hints]
+        raise ValueError(
+            f"Expected the state of the official MIA module, whose names begin with `layer_refine_V.`, "
+            f"`layer_refine_T.` and `layer_norm.`; missing: {', '.join(map(repr, missing)) or 'none'}; "
+            f"unknown: {', '.join(told) or 'none'}."
+        )
+    return {names[name]: x.squeeze(-1) if x.ndim == 3 else x for name, x in state.items()}
+
+
+_KINDS = ("weight", "bias")
+_OFFICIAL_PARTS = {
+    "enc_attn.w_qs": "attention.query",
+    "enc_attn.w_ks": "attention.key",
+    "enc_attn.w_vs": "attention.value",
+    "enc_attn.fc": "attention.output",
+    "enc_attn.layer_norm": "attention_norm",
+    "pos_ffn.w_1": "feed_forward.up",
+    "pos_ffn.w_2": "feed_forward.down",
+    "pos_ffn.layer_norm": "feed_forward_norm",
+}
+
+
+def _head_means(attentions: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    if not attentions:
+        raise ValueError(
+            "Expected the attention weights of one iteration at least, got none. Call the model with "
+            "`output_attentions=True` and one iteration or more."
+        )
+    return [weights.mean(dim=1) for weights in attentions]
+
+
+def _check_choice(argument: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        nearest = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.4)
+        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+        raise ValueError(f"`{argument}` must be one of {list(choices)}, got {value!r}.{hint}")
