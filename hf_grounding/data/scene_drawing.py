@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-__all__ = ["ATTRIBUTES", "COLORS", "SHAPES", "SIZES", "TEXTURES", "Scene", "SceneObject", "sample_scene"]
+__all__ = ["ATTRIBUTES", "COLORS", "SHAPES", "SIZES", "TEXTURES", "VOCABULARY", "Scene", "SceneObject", "sample_scene"]
 
 ATTRIBUTES = ("size", "texture", "color", "shape")  # what tells objects apart, in the order it is said
 # Name -> its two colours; the second one is the other half of a texture.
@@ -70,6 +70,8 @@ SHAPES: dict[str, list[tuple[float, float]]] = {
     ],
     "heart": _heart(),
 }
+# Attribute -> its words.
+VOCABULARY = {"size": tuple(SIZES), "texture": TEXTURES, "color": tuple(COLORS), "shape": tuple(SHAPES)}
 
 
 @dataclass(frozen=True)

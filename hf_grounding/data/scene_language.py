@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import combinations, permutations
 from typing import Any
 
-from .scene_drawing import ATTRIBUTES, COLORS, SHAPES, SIZES, TEXTURES, Scene, SceneObject
+from .scene_drawing import ATTRIBUTES, VOCABULARY, Scene, SceneObject
 
 __all__ = ["describe_scene", "matching", "question_scene", "relation_holds"]
 
@@ -206,13 +206,12 @@ def question_scene(rng: random.Random, scene: Scene, image_id: str) -> list[dict
 
 
 def _ask_exists(rng: random.Random, scene: Scene) -> tuple[str, str]:
-    vocabulary = {"size": SIZES, "texture": TEXTURES, "color": COLORS, "shape": SHAPES}
     answer = rng.choice(("yes", "no"))
     while True:
         words = _words(rng.choice(scene.objects), rng.choice(attribute_sets(scene.attributes)))
         if answer == "no":  # a near miss: one word is changed, so that every word of the question counts
             name = rng.choice(list(words))
-            words[name] = rng.choice(list(vocabulary[name]))
+            words[name] = rng.choice(VOCABULARY[name])
         if bool(matching(scene.objects, words)) == (answer == "yes"):
             return f"is there {_with_article(_noun(words))} ?", answer
 

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from datasets import BuilderConfig, DatasetInfo, GeneratorBasedBuilder, SplitGenerator, Version
 from PIL import Image
 
-from .scene_drawing import ATTRIBUTES, sample_scene
+from .scene_drawing import ATTRIBUTES, Scene, sample_scene
 from .scene_language import describe_scene, question_scene
 from .schema import GROUNDING_FEATURES
 
-__all__ = ["Scenes", "ScenesConfig", "scene_row"]
+__all__ = ["Scenes", "ScenesConfig", "known_attributes", "redraw_scene", "scene_row"]
 
 MIN_IMAGE_SIZE = 64  # below, the textures of small shapes cannot be told apart
 SHARD_SIZE = 250  # images; the unit that processes and streaming workers share out
@@ -51,10 +53,7 @@ class ScenesConfig(BuilderConfig):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"`{name}` must be a whole number of {least} or more, got {value!r}.")
-        unknown = set(self.attributes) - set(ATTRIBUTES)
-        if unknown or not {"color", "shape"} <= set(self.attributes):
-            raise ValueError(f"`attributes` must be color, shape and any of size and texture, got {self.attributes!r}.")
-        self.attributes = tuple(name for name in ATTRIBUTES if name in self.attributes)
+        self.attributes = known_attributes(self.attributes)
         if not any(self.num_images.values()):
             raise ValueError("`num_train`, `num_val` and `num_test` are all 0. Ask for at least one image.")
 
@@ -98,8 +97,7 @@ def scene_row(
     seed: int, split: str, index: int, image_size: int = 128, attributes: tuple[str, ...] = ATTRIBUTES
 ) -> dict[str, Any]:
     """One row with the columns of `GROUNDING_FEATURES`; the image is PNG bytes."""
-    # A text seed is hashed by SHA-512, not by Python's `hash`: the same everywhere, and disjoint streams by split.
-    rng = random.Random(f"scenes/{seed}/{split}/{index}")
+    rng = _stream(seed, split, index)
     image_id = f"scene-{seed}-{split}-{index:06d}"
     scene = sample_scene(rng, image_size, attributes)
     captions, phrases = describe_scene(rng, scene)
@@ -114,3 +112,49 @@ def scene_row(
         "phrases": phrases,
         "questions": question_scene(rng, scene, image_id),
     }
+
+
+def redraw_scene(row: Mapping[str, Any], attributes: tuple[str, ...] = ATTRIBUTES) -> Scene:
+    """The scene of a row of [`Scenes`], drawn again by its id: all objects, also those that no caption names.
+
+    Args:
+        row: With `image_id`, `width`, `height` and `image`: a PIL image, or `{"bytes": ...}` where it is not decoded.
+        attributes: The setting that the scenes were drawn with; rows do not say it.
+
+    Raises:
+        ValueError: If the row is no scene, or its image is not, pixel by pixel, the scene of this id and `attributes`.
+    """
+    attributes = known_attributes(attributes)
+    image_id, image = row.get("image_id"), row.get("image")
+    match = re.fullmatch(r"scene-(\d+)-(.+)-(\d{6,})", str(image_id))
+    if match is None:
+        raise ValueError(f"Image {image_id!r} is no generated scene. Give rows of the data set 'scenes' as they are.")
+    if isinstance(image, Mapping) and isinstance(image.get("bytes"), bytes):
+        image = Image.open(io.BytesIO(image["bytes"]))
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"Image {image_id!r}: `image` must be a PIL image or {{'bytes': ...}}, got {type(image)}.")
+    side = image.width
+    if not row.get("width") == row.get("height") == image.height == side >= MIN_IMAGE_SIZE:
+        raise ValueError(
+            f"Image {image_id!r} must be a square of {MIN_IMAGE_SIZE} pixels or more, as its `width` and `height` say; "
+            f"got {image.size}, {row.get('width')} and {row.get('height')}. Give rows as they were drawn."
+        )
+    scene = sample_scene(_stream(int(match[1]), match[2], int(match[3])), side, attributes)
+    if not np.array_equal(np.asarray(image), scene.pixels):
+        raise ValueError(
+            f"Image {image_id!r} is not the scene of this id with {attributes=}. Give the `attributes` that the scenes "
+            "were drawn with, and the images as they are; scenes prepared by other versions must be drawn again."
+        )
+    return scene
+
+
+def known_attributes(attributes: Sequence[str]) -> tuple[str, ...]:
+    """The names in the order of `ATTRIBUTES`; ValueError if one is unknown, or color or shape is missing."""
+    if not {"color", "shape"} <= set(attributes) <= set(ATTRIBUTES):
+        raise ValueError(f"`attributes` must be color, shape and any of size and texture, got {attributes!r}.")
+    return tuple(name for name in ATTRIBUTES if name in attributes)
+
+
+def _stream(seed: int, split: str, index: int) -> random.Random:
+    # A text seed is hashed by SHA-512, not by Python's `hash`: the same everywhere, and disjoint streams by split.
+    return random.Random(f"scenes/{seed}/{split}/{index}")

@@ -15,10 +15,8 @@ from PIL import Image as PILImage
 
 from hf_grounding.data import load_grounding_dataset
 from hf_grounding.data.scene_drawing import (
-    COLORS,
     SHAPES,
-    SIZES,
-    TEXTURES,
+    VOCABULARY,
     draw_background,
     draw_scene,
     sample_objects,
@@ -28,7 +26,6 @@ from hf_grounding.data.scene_language import describe_scene, question_scene
 from hf_grounding.data.scenes import ScenesConfig, scene_row
 
 RELATIONS = ("left of", "right of", "above", "below", "in front of", "behind")
-VOCABULARY = {"size": SIZES, "texture": TEXTURES, "color": COLORS, "shape": SHAPES}
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
