@@ -4,8 +4,8 @@ n visual features and n textual concepts refine each other N times: each concept
 each refined region gathers the concepts that name it. Afterwards row i of both describes the same thing. There is no
 loss of alignment: the module stands before a captioner or question answerer and learns from that one's loss.
 
-Eq. 1-2 -> `MultiHeadAttention`, Eq. 3 -> `FeedForward`, Eq. 4 with its residual connections -> `MutualAttentionLayer`,
-Eq. 5-7 -> `MutualIterativeAttention`.
+Eq. 1-4 -> `MultiHeadAttention`, `FeedForward` and, with its residual connections, `MutualAttentionLayer`; the
+iterations and Eq. 7 -> `MutualIterativeAttention`.
 
 Only what is gathered is mixed: the shortcut of a layer is its source and not its query, so no textual value is ever
 added to the visual features, nor the reverse. The other modality chooses the weights alone.
@@ -70,7 +70,7 @@ class OutputProjection(nn.Linear):
 
 
 class MultiHeadAttention(nn.Module):
-    r"""Eq. 1-2: `head_i = softmax(Q W^Q_i (S W^K_i)^T / sqrt(d_k)) S W^V_i`, `MHA(Q, S) = [head_1 .. head_k] W^O`.
+    r"""`head_i = softmax(Q W^Q_i (S W^K_i)^T / sqrt(d_k)) S W^V_i`, `MHA(Q, S) = [head_1 .. head_k] W^O`.
 
     Shapes: `query` (batch, m, d), `source` (batch, n, d), `source_mask` (batch, n) -> (batch, m, d) and, if asked for,
     the weights (batch, num_heads, m, n), else `None`.
@@ -114,7 +114,7 @@ class MultiHeadAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    r"""Eq. 3: `FCN(X) = max(0, X W_1 + b_1) W_2 + b_2`, each row by itself. (..., d) -> (..., d)."""
+    r"""`FCN(X) = max(0, X W_1 + b_1) W_2 + b_2`, each row by itself. (..., d) -> (..., d)."""
 
     def __init__(self, hidden_size: int, intermediate_size: int):
         super().__init__()
@@ -126,7 +126,7 @@ class FeedForward(nn.Module):
 
 
 class MutualAttentionLayer(nn.Module):
-    r"""Eq. 4, `FCN(MHA(Q, S))`, where each step is dropped out, added to its shortcut and normalised.
+    r"""`FCN(MHA(Q, S))`, where each step is dropped out, added to its shortcut and normalised.
 
         A = LN(S + Dropout(MHA(Q, S)))
         F = LN(A + Dropout(FCN(A)))
@@ -175,7 +175,7 @@ class MutualAttentionLayer(nn.Module):
 
 
 class MutualIterativeAttention(nn.Module):
-    r"""The whole module: N iterations (Eq. 5-6) and the fusion (Eq. 7).
+    r"""The whole module: N iterations of the two layers and the fusion (Eq. 7).
 
         I_t = V_layer(query=T_{t-1}, source=I_{t-1})
         T_t = T_layer(query=I_t, source=T_{t-1})        # the new I_t
@@ -360,6 +360,24 @@ def trace_rows(attentions: Sequence[torch.Tensor]) -> torch.Tensor:
     return total
 
 
+_LAYER_NAMES = {  # the authors' -> ours
+    "enc_attn.w_qs": "attention.query",
+    "enc_attn.w_ks": "attention.key",
+    "enc_attn.w_vs": "attention.value",
+    "enc_attn.fc": "attention.output",
+    "enc_attn.layer_norm": "attention_norm",
+    "pos_ffn.w_1": "feed_forward.up",
+    "pos_ffn.w_2": "feed_forward.down",
+    "pos_ffn.layer_norm": "feed_forward_norm",
+}
+_OFFICIAL_NAMES = {
+    **{f"layer_refine_V.{theirs}": f"visual_layers.0.{ours}" for theirs, ours in _LAYER_NAMES.items()},
+    **{f"layer_refine_T.{theirs}": f"textual_layers.0.{ours}" for theirs, ours in _LAYER_NAMES.items()},
+    "layer_refine_V.layer_norm": "visual_layers.0.layer_norm",
+    "layer_norm": "fusion_norm",
+}
+
+
 def official_mia_state_dict(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     r"""Weights of the authors' MIA module under our names, for `block_variant="official"` with shared weights.
 
@@ -370,12 +388,7 @@ def official_mia_state_dict(state: Mapping[str, torch.Tensor]) -> dict[str, torc
     Raises:
         ValueError: If names are missing or unknown; says which.
     """
-    names = {f"layer_norm.{kind}": f"fusion_norm.{kind}" for kind in _KINDS}
-    for official, ours in (("layer_refine_V", "visual_layers.0"), ("layer_refine_T", "textual_layers.0")):
-        parts = _OFFICIAL_PARTS | ({"layer_norm": "layer_norm"} if official == "layer_refine_V" else {})
-        names |= {
-            f"{official}.{theirs}.{kind}": f"{ours}.{parts[theirs]}.{kind}" for theirs in parts for kind in _KINDS
-        }
+    names = {f"{old}.{kind}": f"{new}.{kind}" for old, new in _OFFICIAL_NAMES.items() for kind in ("weight", "bias")}
     missing, unknown = sorted(names.keys() - state.keys()), sorted(state.keys() - names.keys())
     if missing or unknown:
         hints = [(name, difflib.get_close_matches(name, names, n=1, cutoff=0.4)) for name in unknown]
@@ -386,19 +399,6 @@ def official_mia_state_dict(state: Mapping[str, torch.Tensor]) -> dict[str, torc
             f"unknown: {', '.join(told) or 'none'}."
         )
     return {names[name]: x.squeeze(-1) if x.ndim == 3 else x for name, x in state.items()}
-
-
-_KINDS = ("weight", "bias")
-_OFFICIAL_PARTS = {
-    "enc_attn.w_qs": "attention.query",
-    "enc_attn.w_ks": "attention.key",
-    "enc_attn.w_vs": "attention.value",
-    "enc_attn.fc": "attention.output",
-    "enc_attn.layer_norm": "attention_norm",
-    "pos_ffn.w_1": "feed_forward.up",
-    "pos_ffn.w_2": "feed_forward.down",
-    "pos_ffn.layer_norm": "feed_forward_norm",
-}
 
 
 def _head_means(attentions: Sequence[torch.Tensor]) -> list[torch.Tensor]:
