@@ -79,7 +79,7 @@ _add(
     extract_features,
     "extract-features",
     "hf-grounding extract-features photos/ --detector PekingU/rtdetr_v2_r18vd --out features",
-    "hf-grounding extract-features photos/ --detector yolox/ --backbone google/mobilenet_v2_1.0_224 --out features",
+    "hf-grounding extract-features photos/ --grid 7 --backbone microsoft/resnet-152 --out grid_features",
 )
 _add(
     extract_concepts,

@@ -1,11 +1,11 @@
-"""`hf-grounding extract-features`: photos into a store of regions, with a backbone's features."""
+"""`hf-grounding extract-features`: photos into a store of regions or of grid cells, with features."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -15,20 +15,34 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from ..processing.detectors import Detector
+    from ..processing.extraction import GridExtractor, RegionExtractor
 
 Item = TypeVar("Item")
 
 
 def extract_features(
+    context: typer.Context,
     images: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos; a photo's id is its name.")],
-    detector: Annotated[
-        str, typer.Option(help="A transformers object detector, or a folder with an ONNX YOLOX and labels.txt.")
-    ],
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder of the store; run again, it goes on.")],
+    detector: Annotated[
+        str | None, typer.Option(help="A transformers object detector, or a folder with an ONNX YOLOX and labels.txt.")
+    ] = None,
+    grid: Annotated[
+        int | None, typer.Option(min=1, help="Without detector: the cells of a grid, 7 for 7 x 7, from the backbone.")
+    ] = None,
     backbone: Annotated[
         str | None, typer.Option(help="A transformers vision model for the regions' features; default: none.")
     ] = None,
-    num_regions: Annotated[int, typer.Option("--num_regions", min=1, help="At most so many regions a photo.")] = 36,
+    detector_features: Annotated[
+        bool, typer.Option("--detector_features", help="Features: states of the detector's queries, no backbone's.")
+    ] = False,
+    selection: Annotated[
+        Literal["class_agnostic", "per_class"],
+        typer.Option(help="How overlapping regions are left out; per_class is the rule of the bottom-up features."),
+    ] = "class_agnostic",
+    num_regions: Annotated[
+        int, typer.Option("--num_regions", min=1, help="At most so many regions a photo; per_class: exactly so many.")
+    ] = 36,
     threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="Adaptive number: only regions with this confidence, but some.")
     ] = None,
@@ -37,27 +51,43 @@ def extract_features(
     keep_going: Annotated[
         bool, typer.Option("--keep_going", help="Leave out photos that cannot be read, and list them at the end.")
     ] = False,
-    batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Photos detected at a time.")] = 8,
+    batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Photos at a time.")] = 8,
+    images_per_part: Annotated[
+        int, typer.Option("--images_per_part", min=1, help="Photos in each file; a kill loses so many at most.")
+    ] = 256,
 ) -> None:
-    """Detect regions in photos and store them with their features.
+    """Detect regions in photos, or lay a grid on them, and store them with their features.
 
     Photos of any mode and orientation. Killed at any moment and run again, it finishes what is missing. Several
     processes may each write a shard; the last to finish joins them.
     """
     number, total = _parse_shard(shard)
+    _check_source(context)
     with working():
         from tqdm.auto import tqdm
 
         from ..data.region_store import RegionStoreWriter, merge_shards
-        from ..processing.extraction import RegionExtractor
+        from ..processing.extraction import GridExtractor, RegionExtractor
 
         photos = find_photos(images)
-        extractor = RegionExtractor(
-            _detector(detector), **_backbone(backbone), num_regions=num_regions, threshold=threshold
-        )
+        extractor: RegionExtractor | GridExtractor
+        if detector is not None:
+            extractor = RegionExtractor(
+                _detector(detector),
+                **_backbone(backbone),
+                detector_features=detector_features,
+                selection=selection,
+                num_regions=num_regions,
+                threshold=threshold,
+            )
+            name = extractor.detector.name
+        else:
+            assert grid is not None  # as `_check_source` saw to
+            extractor, name = GridExtractor(**_backbone(backbone), grid=grid), ""
         failed: list[str] = []
-        writer = RegionStoreWriter(out, extractor.settings, dtype, (number, total), detector=extractor.detector.name)
-        with writer:
+        with RegionStoreWriter(
+            out, extractor.settings, dtype, (number, total), detector=name, images_per_part=images_per_part
+        ) as writer:
             own = [image_id for image_id in sorted(photos)[number::total] if not writer.done(image_id)]
             with tqdm(total=len(own), desc="regions", unit="photo") as progress:
                 for batch in batches(own, batch_size):
@@ -125,6 +155,20 @@ def _parse_shard(text: str) -> tuple[int, int]:
     if not (slash and number.isdecimal() and total.isdecimal() and int(number) < int(total)):
         raise typer.BadParameter(f"--shard must be i/n with i from 0 to n - 1, such as 0/4; got {text!r}.")
     return int(number), int(total)
+
+
+def _check_source(context: typer.Context) -> None:
+    """Regions of a detector or cells of a grid, and no option that the one chosen would ignore."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+    if len(given & {"detector", "grid"}) != 1:
+        raise typer.BadParameter("Give either --detector, for its regions, or --grid, for the cells of a grid.")
+    if "grid" in given and "backbone" not in given:
+        raise typer.BadParameter("--grid needs --backbone, whose last map gives the features of the cells.")
+    if "grid" in given and (ignored := sorted(given & {"detector_features", "selection", "num_regions", "threshold"})):
+        raise typer.BadParameter(f"--grid has no detector, so --{ignored[0]} says nothing; leave it out.")
+    if {"backbone", "detector_features"} <= given:
+        raise typer.BadParameter("Features come from --backbone or from the detector (--detector_features), not both.")
 
 
 def _detector(source: str) -> Detector:

@@ -39,7 +39,7 @@ class ImageMemory(ModelOutput):
     keys: torch.FloatTensor | None = None
     pooled: torch.FloatTensor | None = None
     first: torch.FloatTensor | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
     def of_captions(self, image_index: torch.Tensor) -> "ImageMemory":
         """A row for each caption, of the image it belongs to."""

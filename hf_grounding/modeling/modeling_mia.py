@@ -46,8 +46,8 @@ class MIAModelOutput(ModelOutput):
     textual_states: torch.FloatTensor | None = None
     visual_mask: torch.LongTensor | None = None
     textual_mask: torch.LongTensor | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    textual_attentions: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    textual_attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -70,10 +70,10 @@ class MIACaptioningOutput(ModelOutput):
     loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
     past_key_values: Cache | None = None
-    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
-    decoder_attentions: tuple[torch.FloatTensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
+    decoder_attentions: tuple[torch.Tensor, ...] | None = None
     encoder_last_hidden_state: torch.FloatTensor | None = None
-    encoder_attentions: tuple[torch.FloatTensor, ...] | None = None
+    encoder_attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class MIAPreTrainedModel(PreTrainedModel):

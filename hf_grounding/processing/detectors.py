@@ -28,10 +28,12 @@ class Candidates:
         boxes (`np.ndarray` of shape `(n, 4)`): xyxy in pixels of the photo, inside it.
         class_probs (`np.ndarray` of shape `(n, num_object_classes)`): Without a background class; rows need not sum
             to 1.
+        features (`np.ndarray` of shape `(n, feature_dim)`, *optional*): What the detector itself holds of each box.
     """
 
     boxes: np.ndarray
     class_probs: np.ndarray
+    features: np.ndarray | None = None
 
 
 class Detector(Protocol):
@@ -47,7 +49,10 @@ class Detector(Protocol):
 
 
 class TransformersDetector:
-    r"""Any object detector of transformers.
+    r"""Any object detector of transformers; features are the states of the queries after the decoder's last layer.
+
+    Photos that the image processor makes equally large go through the model together. It is never given several sizes
+    at once: it would pad them, and YOLOS, which knows no mask, then places boxes in the padded picture.
 
     Args:
         model: An `AutoModelForObjectDetection`, in evaluation mode.
@@ -73,20 +78,31 @@ class TransformersDetector:
             AutoModelForObjectDetection.from_pretrained(source), AutoImageProcessor.from_pretrained(source), **kwargs
         )
 
-    @torch.no_grad()
     def __call__(self, photos: Sequence[Image.Image]) -> list[Candidates]:
-        inputs = self.image_processor(list(photos), return_tensors="pt").to(self.model.device)
-        outputs = self.model(**inputs)
+        prepared = [self.image_processor(photo, return_tensors="pt") for photo in photos]
+        by_size: dict[torch.Size, list[int]] = {}
+        for row, inputs in enumerate(prepared):
+            by_size.setdefault(inputs["pixel_values"].shape, []).append(row)
+        found: dict[int, Candidates] = {}
+        for rows in by_size.values():
+            inputs = {name: torch.cat([prepared[row][name] for row in rows]) for name in prepared[rows[0]]}
+            found.update(zip(rows, self._detect(inputs, [photos[row] for row in rows]), strict=True))
+        return [found[row] for row in range(len(photos))]
+
+    @torch.no_grad()
+    def _detect(self, inputs: dict[str, torch.Tensor], photos: Sequence[Image.Image]) -> list[Candidates]:
+        outputs = self.model(**{name: tensor.to(self.model.device) for name, tensor in inputs.items()})
         logits = outputs.logits.float()
         probs = logits.softmax(-1)[..., :-1] if self.activation == "softmax" else logits.sigmoid()
         centers, sizes = outputs.pred_boxes.float().split(2, dim=-1)
         corners = torch.cat([centers - sizes / 2, centers + sizes / 2], dim=-1).clamp(0, 1)
         scale = torch.tensor([[photo.width, photo.height] * 2 for photo in photos], device=corners.device)
         boxes = corners * scale[:, None]
-        return [
-            Candidates(own_boxes, own_probs)
-            for own_boxes, own_probs in zip(boxes.cpu().numpy(), probs.cpu().numpy(), strict=True)
-        ]
+        # Not `intermediate_hidden_states`: RT-DETR has (batch, layers, queries, d), D-FINE (layers, batch, queries, d),
+        # DETR none. In YOLOS the queries stand behind the patches.
+        states = outputs.last_hidden_state[:, -logits.shape[1] :].float()
+        arrays = (tensor.cpu().numpy() for tensor in (boxes, probs, states))
+        return [Candidates(*own) for own in zip(*arrays, strict=True)]
 
 
 class YoloxDetector:
