@@ -5,7 +5,7 @@ words further (punctuation, subwords); `token_words` says which word each token 
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,14 +37,7 @@ def train_word_tokenizer(captions: Iterable[str], min_count: int = 1) -> PreTrai
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"[.,!?;:]+$"), behavior="isolated")]
     )
-    trainer = trainers.WordLevelTrainer(
-        vocab_size=2**31 - 1, min_frequency=min_count, special_tokens=[PAD, UNKNOWN], show_progress=False
-    )
-    tokenizer.train_from_iterator(captions, trainer)
-    if tokenizer.get_vocab_size() == 2:
-        raise ValueError(
-            f"No word occurs {min_count} times or more in the captions; lower `min_count` or give more captions."
-        )
+    train_words(tokenizer, captions, min_count, special_tokens=[PAD, UNKNOWN])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
@@ -52,6 +45,22 @@ def train_word_tokenizer(captions: Iterable[str], min_count: int = 1) -> PreTrai
         padding_side="right",
         model_input_names=["input_ids", "attention_mask"],
     )
+
+
+def train_words(tokenizer: Tokenizer, captions: Iterable[str], min_count: int, special_tokens: Sequence[str]) -> None:
+    r"""Gives a word-level `tokenizer` the words that it cuts captions into, the commonest first, equals by alphabet.
+
+    Raises:
+        ValueError: If no word occurs `min_count` times or more.
+    """
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=2**31 - 1, min_frequency=min_count, special_tokens=list(special_tokens), show_progress=False
+    )
+    tokenizer.train_from_iterator(captions, trainer)
+    if tokenizer.get_vocab_size() == len(special_tokens):
+        raise ValueError(
+            f"No word occurs {min_count} times or more in the captions; lower `min_count` or give more captions."
+        )
 
 
 def word_offsets(text: str) -> list[tuple[int, int]]:
