@@ -367,6 +367,11 @@ def test_an_image_without_real_rows_gives_no_nan_and_leaves_the_others_alone(dty
     assert all(outputs[name].isfinite().all() for name in ("fused", "visual", "textual"))
     expected = module(visual, concepts, **MASKS, output_attentions=output_attentions)
     assert torch.equal(outputs.fused[[0, 2]], expected.fused[[0, 2]])
+    for mask in masks.values():
+        mask[1] = 1  # such an image attends to all its rows
+    assert torch.equal(
+        outputs.fused[1], module(visual, concepts, **masks, output_attentions=output_attentions).fused[1]
+    )
     outputs.fused.float().square().sum().backward()
     assert visual.grad.isfinite().all()
     assert concepts.grad.isfinite().all()
@@ -432,6 +437,11 @@ def test_without_iterations_the_inputs_come_back_and_there_are_no_layers():
 def test_iterations_share_their_two_layers_unless_told_otherwise(shared, num_layers):
     module = make_module(num_iterations=3, share_iteration_weights=shared)
     assert len(module.visual_layers) == len(module.textual_layers) == num_layers
+
+
+def test_all_layer_norms_have_the_given_epsilon():
+    norms = [each for each in make_module(layer_norm_eps=0.1).modules() if isinstance(each, nn.LayerNorm)]
+    assert [norm.eps for norm in norms] == [0.1] * 7
 
 
 def test_only_parameters_that_are_used_exist():
