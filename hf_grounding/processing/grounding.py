@@ -37,6 +37,26 @@ class Grounding:
         return {name: getattr(self, name) for name in ("phrase", "token_span", "box", "point", "score")}
 
 
+@dataclass
+class GroundedCaption:
+    r"""A written caption, and what each of its words or phrases is about.
+
+    Args:
+        caption (`str`): The words.
+        groundings (list of [`Grounding`]): Of each word, or of the phrases that were asked for.
+        region_weights (`np.ndarray` of shape `(num_words, num_regions)`, *optional*): How much each region counted when
+            each word was written; `None` for a decoder without attention to regions.
+    """
+
+    caption: str
+    groundings: list[Grounding]
+    region_weights: np.ndarray | None = field(default=None, repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Caption and groundings, ready for JSON."""
+        return {"caption": self.caption, "groundings": [grounding.to_dict() for grounding in self.groundings]}
+
+
 def heatmap_points(heatmaps: torch.Tensor, height: int, width: int) -> torch.Tensor:
     r"""First maximum in row-major order of each heatmap resized to the image (bilinear, half-pixel centres).
 

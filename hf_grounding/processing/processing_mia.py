@@ -1,0 +1,224 @@
+"""Regions, concepts and captions -> tensors of `MIAForCaptioning`, and written captions -> `GroundedCaption`s."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BatchFeature
+from transformers.processing_utils import ProcessorMixin
+
+from .grounding import GroundedCaption, Grounding
+from .image_processing_multilevel import MultiLevelGroundingImageProcessorPil
+from .regions import Regions, pad_regions
+from .words import Phrase, as_phrase
+
+IGNORED = -100  # in labels
+
+
+class MIAProcessor(ProcessorMixin):
+    r"""What a captioner reads, from `Regions`, concept words and captions; and what it wrote, as words with places.
+
+    Args:
+        image_processor (*optional*): Of the backbone in the model, for photos given as `images`. Default: a
+            [`MultiLevelGroundingImageProcessorPil`] as it is.
+        tokenizer ([`PreTrainedTokenizerFast`]): Of [`train_caption_tokenizer`] and the like.
+        max_regions (`int`): Regions of an image, the best ones; 36 in the paper, 49 grid cells.
+        max_concepts (`int`): Concepts of an image, the most probable ones.
+        extraction (`dict`, *optional*): Where regions and concepts of the training came from, which a photo needs as
+            well: "detector", "backbone" or "grid", "concept_detector", and further arguments of [`RegionExtractor`].
+    """
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        max_regions: int = 36,
+        max_concepts: int = 36,
+        extraction: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ):
+        for name, value in {"max_regions": max_regions, "max_concepts": max_concepts}.items():
+            if value < 1:
+                raise ValueError(f"`{name}` must be 1 or more, got {value}.")
+        self.max_regions, self.max_concepts = max_regions, max_concepts
+        self.extraction = extraction
+        self._concept_ids: dict[str, int] = {}
+        super().__init__(image_processor or MultiLevelGroundingImageProcessorPil(), tokenizer, **kwargs)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["region_features", "region_mask", "concept_ids", "concept_mask", "pixel_values", "labels"]
+
+    def to_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return {name: value for name, value in super().to_dict(*args, **kwargs).items() if name != "_concept_ids"}
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        regions: Regions | Sequence[Regions] | None = None,
+        concepts: Sequence[Sequence[str]] | None = None,
+        captions: Sequence[str] | Sequence[Sequence[str]] | None = None,
+        return_tensors: str = "pt",
+        **kwargs: Any,
+    ) -> BatchFeature:
+        r"""
+        Args:
+            images: Photos, for a model with a backbone of its own.
+            text: How each caption begins, of equally many words: `decoder_input_ids` for `generate`.
+            regions ([`Regions`] or a list of them): Of each image, with features; a [`RegionStore`] holds them.
+            concepts: For each image its words, the most probable first.
+            captions: For training: of each image one caption, or a list of them, which share the image.
+            return_tensors: Only `"pt"`.
+            kwargs: Of the image processor.
+
+        Returns:
+            `BatchFeature` with `region_features`, `region_mask`, or `pixel_values`; `concept_ids`, `concept_mask`;
+            `labels` (number of captions, longest caption), padded with -100, and, for lists of captions, `image_index`;
+            `decoder_input_ids`. Each for what was given.
+
+        Raises:
+            ValueError: For an image without regions or features, an empty caption, or numbers of images that differ.
+        """
+        if return_tensors != "pt":
+            raise ValueError(f'`return_tensors` must be "pt", got {return_tensors!r}.')
+        data: dict[str, Any] = {}
+        if images is not None:
+            data.update(self.image_processor(images, return_tensors="pt", **kwargs))
+        if regions is not None:
+            data.update(self._region_inputs([regions] if isinstance(regions, Regions) else list(regions)))
+        if concepts is not None:
+            data.update(self._concept_inputs(concepts))
+        if captions is not None:
+            data.update(self._labels(captions))
+        if text is not None:
+            data["decoder_input_ids"] = self._prompts([text] if isinstance(text, str) else list(text))
+        names = [name for name in ("pixel_values", "region_mask", "concept_ids") if name in data]
+        counts: dict[str, int] = {name: len(data[name]) for name in names}
+        if captions is not None:
+            counts["captions"] = len(captions)
+        if len(set(counts.values())) > 1:
+            raise ValueError(f"All must be given for the same images, but their numbers differ: {counts}.")
+        return BatchFeature(data)
+
+    def _region_inputs(self, regions: list[Regions]) -> dict[str, torch.Tensor]:
+        for record in regions:
+            if record.region_features is None or not len(record):
+                missing = "regions" if not len(record) else "region features"
+                raise ValueError(
+                    f"Image '{record.image_id}' has no {missing}. Extract them with `hf-grounding extract-features` "
+                    "and a `--backbone`, or leave the image out."
+                )
+        padded = pad_regions(regions, self.max_regions)
+        return {name: torch.from_numpy(padded[name]) for name in ("region_features", "region_mask")}
+
+    def _concept_inputs(self, concepts: Sequence[Sequence[str]]) -> dict[str, torch.Tensor]:
+        rows = [[self._concept_id(word) for word in words[: self.max_concepts]] for words in concepts]
+        ids = torch.full((len(rows), max(1, *map(len, rows))), self.tokenizer.pad_token_id)
+        mask = torch.zeros_like(ids)
+        for row, (own_ids, own_mask) in zip(rows, zip(ids, mask, strict=True), strict=True):
+            own_ids[: len(row)], own_mask[: len(row)] = torch.tensor(row, dtype=torch.long), 1
+        return {"concept_ids": ids, "concept_mask": mask}
+
+    def _concept_id(self, word: str) -> int:
+        """Of the word in the captions' vocabulary; of the unknown word if it is none, or is cut into several."""
+        if word not in self._concept_ids:
+            ids = self.tokenizer(word, add_special_tokens=False)["input_ids"]
+            self._concept_ids[word] = ids[0] if len(ids) == 1 else self.tokenizer.unk_token_id
+        return self._concept_ids[word]
+
+    def _labels(self, captions: Sequence[str] | Sequence[Sequence[str]]) -> dict[str, torch.Tensor]:
+        rows = [[row] if isinstance(row, str) else list(row) for row in captions]
+        for image, row in enumerate(rows):
+            if not row or not all(isinstance(caption, str) and caption.strip() for caption in row):
+                raise ValueError(f"Image {image} needs captions with at least one word each, got {row!r}.")
+        encoded = self.tokenizer(
+            [caption for row in rows for caption in row], padding=True, truncation=True, return_tensors="pt"
+        )
+        labels = encoded["input_ids"].masked_fill(encoded["attention_mask"] == 0, IGNORED)
+        if all(isinstance(row, str) for row in captions):
+            return {"labels": labels}
+        return {"labels": labels, "image_index": torch.tensor([image for image, row in enumerate(rows) for _ in row])}
+
+    def _prompts(self, text: list[str]) -> torch.Tensor:
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len({len(row) for row in ids}) > 1:
+            raise ValueError(f"`text` must begin all captions with equally many words, got {text!r}.")
+        return torch.tensor([[self.tokenizer.bos_token_id, *row] for row in ids])
+
+    def batch_decode(self, sequences: Any, **kwargs: Any) -> list[str]:
+        """Captions of `generate`'s ids."""
+        return self.tokenizer.batch_decode(sequences, **({"skip_special_tokens": True} | kwargs))
+
+    def post_process_grounded_captions(
+        self,
+        outputs: Any,
+        regions: Regions | Sequence[Regions],
+        phrases: Sequence[Sequence[Any]] | None = None,
+    ) -> list[GroundedCaption]:
+        r"""What a captioner wrote, each word with its region.
+
+        Args:
+            outputs: Of `model.generate(..., return_dict_in_generate=True, output_attentions=True)`.
+            regions ([`Regions`] or a list of them): Of each image, as they were given to this processor.
+            phrases (*optional*): For each caption those of its phrases that are to be grounded: words of it, or spans
+                of its words. Default: every word.
+
+        Returns:
+            One [`GroundedCaption`] for each sequence, those of one image after another. A grounding's box is that of
+            the region with the largest weight, mean over the phrase's tokens, which is its score. Captions of a decoder
+            without attention to regions have groundings without boxes.
+
+        Raises:
+            ValueError: If regions or phrases do not fit to the outputs.
+        """
+        records = [regions] if isinstance(regions, Regions) else list(regions)
+        sequences = outputs.sequences[:, 1:].tolist()
+        if not records or len(sequences) % len(records):
+            raise ValueError(f"{len(sequences)} captions do not belong to {len(records)} images' `regions`.")
+        if phrases is not None and len(phrases) != len(sequences):
+            raise ValueError(f"`phrases` has {len(phrases)} entries for {len(sequences)} captions.")
+        weights = outputs.get("region_attentions")
+        per_image = len(sequences) // len(records)
+        captions = []
+        for number, ids in enumerate(sequences):
+            record = records[number // per_image]
+            if len(record) > self.max_regions:
+                record = record.select(slice(self.max_regions))
+            caption, words = self._words(ids)
+            by_word = None
+            if weights is not None:
+                by_word = _mean_by_word(weights[number, : len(ids), : len(record)].float().cpu().numpy(), words)
+            spans = [Phrase(word, i, i + 1) for i, word in enumerate(caption.split())]
+            if phrases is not None:
+                spans = [as_phrase(value, caption) for value in phrases[number]]
+            groundings = [_grounding(span, by_word, record.boxes) for span in spans]
+            captions.append(GroundedCaption(caption, groundings, by_word))
+        return captions
+
+    def _words(self, ids: list[int]) -> tuple[str, np.ndarray]:
+        """A caption, and for each token the word of it that it is part of; -1 for special tokens."""
+        starts = self.batch_decode([ids[: end + 1] for end in range(len(ids))])
+        special = set(self.tokenizer.all_special_ids)
+        words = [-1 if token in special else len(start.split()) - 1 for token, start in zip(ids, starts, strict=True)]
+        return (starts[-1] if starts else ""), np.array(words, dtype=int)
+
+
+def _mean_by_word(weights: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """Mean weights of the tokens of each word: (num_tokens, num_regions), (num_tokens,) -> (num_words, num_regions)."""
+    belongs = words == np.arange(words.max(initial=-1) + 1)[:, None]  # (num_words, num_tokens)
+    return belongs @ weights / belongs.sum(axis=1, keepdims=True)
+
+
+def _grounding(phrase: Phrase, weights: np.ndarray | None, boxes: np.ndarray) -> Grounding:
+    if weights is None:
+        return Grounding(phrase.text, (phrase.start, phrase.end), None, None, 0.0)
+    mean = weights[phrase.start : phrase.end].mean(axis=0)
+    best = int(mean.argmax())
+    x1, y1, x2, y2 = (float(side) for side in boxes[best])
+    box, point = (x1, y1, x2, y2), ((x1 + x2) / 2, (y1 + y2) / 2)
+    return Grounding(phrase.text, (phrase.start, phrase.end), box, point, float(mean[best]))
+
+
+__all__ = ["MIAProcessor"]
