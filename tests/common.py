@@ -10,9 +10,16 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import (
+    PreTrainedModel,
+    ProcessorMixin,
+    YolosConfig,
+    YolosForObjectDetection,
+    YolosImageProcessorPil,
+)
 
 from hf_grounding import save_with_code
+from hf_grounding.processing.detectors import TransformersDetector
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -37,6 +44,26 @@ def assert_same(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(actual[name], value, msg=lambda text, name=name: f"{name}: {text}", **tolerances)
+
+
+def tiny_detector(folder: Path | None = None) -> TransformersDetector:
+    """A YOLOS of random weights, 10 queries and 3 classes; saved to `folder` where one is given."""
+    torch.manual_seed(0)
+    config = YolosConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=[32, 32],
+        patch_size=8,
+        num_detection_tokens=10,
+        id2label={0: "dog", 1: "cat", 2: "car"},
+    )
+    model, processor = YolosForObjectDetection(config), YolosImageProcessorPil(size={"height": 32, "width": 32})
+    if folder is not None:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    return TransformersDetector(model, processor)
 
 
 class ModelTesterMixin:

@@ -68,7 +68,9 @@ def extract_features(
 
         from ..data.region_store import RegionStoreWriter, merge_shards
         from ..processing.extraction import GridExtractor, RegionExtractor
+        from ..training.common import keep_freed_memory
 
+        keep_freed_memory()
         photos = find_photos(images)
         extractor: RegionExtractor | GridExtractor
         if detector is not None:

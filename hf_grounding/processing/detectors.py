@@ -6,6 +6,7 @@ file of YOLOX, which needs the extra `[onnx]`.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ class TransformersDetector:
         self.activation = activation or ("softmax" if family in SOFTMAX_MODELS else "sigmoid")
         self.name = model.config.name_or_path or family
         self.labels = [model.config.id2label[number] for number in range(len(model.config.id2label))]
-        self.settings = {"activation": self.activation, "processor": image_processor.to_dict()}
+        self.settings = {"activation": self.activation, "processor": json.loads(image_processor.to_json_string())}
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike, **kwargs: Any) -> TransformersDetector:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -243,7 +244,7 @@ class GridExtractor:
         if min(feature_map.shape[2:]) < self.grid:
             raise ValueError(
                 f"The backbone's map has {' x '.join(map(str, feature_map.shape[2:]))} cells, fewer than the grid's "
-                f"{self.grid} x {self.grid}, where photos are {self.image_size} wide; take a larger `image_size`."
+                f"{self.grid} x {self.grid}, for photos of {self.image_size} pixels a side; take a larger `image_size`."
             )
         cells = torch.nn.functional.adaptive_avg_pool2d(feature_map, self.grid).flatten(2).mT.cpu().numpy()
         settings = self.settings
@@ -272,7 +273,7 @@ def _check_counts(**counts: int) -> None:
 
 def _settings(backbone: Any, image_processor: Any) -> dict[str, Any]:
     config = backbone.config
-    return {"name": config.name_or_path or config.model_type, "processor": image_processor.to_dict()}
+    return {"name": config.name_or_path or config.model_type, "processor": json.loads(image_processor.to_json_string())}
 
 
 @torch.no_grad()
@@ -284,7 +285,9 @@ def _last_map(
     resized = [photo.resize(size, Image.Resampling.BICUBIC) for photo in photos]
     inputs = image_processor(resized, do_resize=False, do_center_crop=False, return_tensors="pt")
     device = next(backbone.parameters()).device
-    feature_map = backbone(inputs["pixel_values"].to(device)).last_hidden_state
+    # Convolutions on a CPU are much faster with channels last in memory.
+    pixels = inputs["pixel_values"].to(device, memory_format=torch.channels_last)
+    feature_map = backbone(pixels).last_hidden_state
     if feature_map.ndim != 4:
         raise ValueError(
             f"A backbone must give a map (batch, channels, height, width); {type(backbone).__name__} gives "

@@ -2,34 +2,39 @@
 
 import base64
 import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcessorPil
+from transformers import ConvNextImageProcessorPil, ResNetConfig, ResNetModel
 
 from hf_grounding.data.region_store import RegionStore
+from tests.common import REPO, tiny_detector
 
 from .conftest import run
 
 
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory):
-    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("detector")
-    config = YolosConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        image_size=[32, 32],
-        patch_size=8,
-        num_detection_tokens=10,
-        id2label={0: "dog", 1: "cat", 2: "car"},
-    )
-    YolosForObjectDetection(config).save_pretrained(folder)
-    YolosImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    tiny_detector(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("backbone")
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    ResNetModel(config).save_pretrained(folder)
+    ConvNextImageProcessorPil().save_pretrained(folder)
     return folder
 
 
@@ -66,6 +71,100 @@ def test_photos_become_a_store_that_inspect_shows(photos, detector, tmp_path):
     answer = run("inspect", tmp_path / "store", "--image", "3", "--photo", photos / "3.png", "--draw", drawn)
     assert answer.code == 0, answer.err
     assert Image.open(drawn).width == 800
+
+
+def test_photos_become_cells_of_a_grid_that_inspect_shows(photos, backbone, tmp_path):
+    arguments = ("extract-features", photos, "--backbone", backbone, "--out", tmp_path / "store")
+    answer = run(*arguments, "--grid", 2)
+    assert answer.code == 0, answer.err
+    regions = RegionStore(tmp_path / "store")["3"]
+    assert regions.boxes.tolist() == [[0, 0, 31.5, 20], [31.5, 0, 63, 20], [0, 20, 31.5, 40], [31.5, 20, 63, 40]]
+    assert regions.region_features.shape == (4, 16)
+    assert regions.class_probs is None
+    facts = json.loads(run("inspect", tmp_path / "store", "--json").out)
+    assert facts["regions per image"] == "4 to 4"
+    shown = run("inspect", tmp_path / "store", "--image", "3")
+    assert "32, 20, 63, 40" in shown.out
+    drawn = tmp_path / "out.png"
+    answer = run("inspect", tmp_path / "store", "--image", "3", "--photo", photos / "3.png", "--draw", drawn)
+    assert answer.code == 0, answer.err
+    other = run(*arguments, "--grid", 3)
+    assert other.code == 1
+    assert "has other settings" in other.err
+
+
+def test_selection_and_features_may_be_chosen(photos, detector, tmp_path):
+    options = ("--selection", "per_class", "--num_regions", 7, "--detector_features")
+    answer = extract(photos, detector, tmp_path / "store", *options)
+    assert answer.code == 0, answer.err
+    store = RegionStore(tmp_path / "store")
+    assert [store[image_id].region_features.shape for image_id in store] == [(7, 16)] * 5
+    assert store.settings["choice"]["selection"] == "per_class"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "Give either --detector, for its regions, or --grid"),
+        (["--detector", "d", "--grid", 7], "Give either --detector, for its regions, or --grid"),
+        (["--grid", 7], "--grid needs --backbone"),
+        (["--grid", 0, "--backbone", "b"], "--grid"),
+        (["--grid", 7, "--backbone", "b", "--threshold", 0.2], "--grid has no detector, so --threshold says nothing"),
+        (["--detector", "d", "--backbone", "b", "--detector_features"], "from --backbone or from the detector"),
+        (["--detector", "d", "--selection", "best"], "--selection"),
+    ],
+)
+def test_options_that_do_not_go_together_are_named(photos, tmp_path, options, message):
+    answer = run("extract-features", photos, "--out", tmp_path / "store", *options)
+    assert answer.code == 2
+    assert message in answer.err
+    assert not (tmp_path / "store").exists()
+
+
+def test_killed_twice_it_ends_with_the_store_of_an_undisturbed_run(detector, backbone, tmp_path):
+    pick, photos, store = random.Random(0), tmp_path / "photos", tmp_path / "killed"
+    photos.mkdir()
+    for number in range(30):
+        size = 400 + 10 * (number % 5), 300  # of a few sizes, so that batches fall apart differently
+        Image.effect_noise(size, 90).convert("RGB").save(photos / f"{number:02}.jpg", quality=95)
+    options = ("--backbone", backbone, "--batch_size", 3, "--images_per_part", 2)
+    command = ["extract-features", photos, "--detector", detector, "--out", store, *options]
+    kept: dict[str, bytes] = {}
+    for more in (3, 4):
+        code = "from hf_grounding.cli import main; main()"
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, command)], cwd=REPO, stderr=subprocess.DEVNULL
+        )
+        while len(list(store.glob("*.safetensors"))) < len(kept) + more:
+            assert process.poll() is None, "the run ended before it could be killed"
+            time.sleep(0.002)
+        time.sleep(pick.uniform(0, 0.05))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        parts = files(store)
+        assert kept.items() <= parts.items()  # what was stored is not made again
+        kept = parts
+        RegionStore(store).verify()
+    assert not (store / "index.json").exists()
+    done = len(RegionStore(store))
+    answer = run(*command)
+    assert answer.code == 0, answer.err
+    assert f"{30 - done} photos, 30 in all" in answer.out
+    assert kept.items() <= files(store).items()
+    assert {path.suffix for path in store.iterdir()} == {".safetensors", ".json"}
+    assert extract(photos, detector, tmp_path / "whole", *options).code == 0
+    resumed, whole = RegionStore(store), RegionStore(tmp_path / "whole")
+    assert resumed.image_ids == whole.image_ids == [f"{number:02}" for number in range(30)]
+    assert resumed.settings == whole.settings
+    for image_id in whole:
+        for name in ("boxes", "region_features", "class_probs", "labels", "scores"):
+            # Batches differ after a kill, and with them the order of sums.
+            actual, expected = getattr(resumed[image_id], name), getattr(whole[image_id], name)
+            np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-3, err_msg=f"{image_id} {name}")
+
+
+def files(store: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in store.glob("*.safetensors")}
 
 
 def test_run_again_it_does_only_what_is_new(photos, detector, tmp_path):
