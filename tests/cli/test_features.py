@@ -93,6 +93,16 @@ def test_photos_become_cells_of_a_grid_that_inspect_shows(photos, backbone, tmp_
     assert "has other settings" in other.err
 
 
+def test_boxes_lie_in_the_photo_as_its_exif_turns_it(photos, backbone, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown after a turn by a quarter
+    Image.effect_noise((60, 40), 90).save(photos / "turned.jpg", exif=exif)
+    run("extract-features", photos / "turned.jpg", "--grid", 1, "--backbone", backbone, "--out", tmp_path / "store")
+    regions = RegionStore(tmp_path / "store")["turned"]
+    assert regions.image_size == (60, 40)
+    assert regions.boxes.tolist() == [[0, 0, 40, 60]]
+
+
 def test_selection_and_features_may_be_chosen(photos, detector, tmp_path):
     options = ("--selection", "per_class", "--num_regions", 7, "--detector_features")
     answer = extract(photos, detector, tmp_path / "store", *options)
