@@ -20,8 +20,10 @@ def _register_configs() -> None:
     from transformers import AutoConfig
 
     from .modeling.configuration_concepts import ConceptDetectorConfig
+    from .modeling.configuration_mia import MIAConfig
     from .modeling.configuration_multilevel import MultiLevelGroundingConfig
 
+    AutoConfig.register(MIAConfig.model_type, MIAConfig, exist_ok=True)
     AutoConfig.register(ConceptDetectorConfig.model_type, ConceptDetectorConfig, exist_ok=True)
     AutoConfig.register(MultiLevelGroundingConfig.model_type, MultiLevelGroundingConfig, exist_ok=True)
 

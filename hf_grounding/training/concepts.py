@@ -180,10 +180,10 @@ def build_detector(recipe: Recipe, captions: Sequence[Sequence[str]]) -> tuple[C
     They are as many as `model.num_concepts`, by default 1,000, or fewer where there are no more words.
     """
     settings = dict(recipe.model)
-    network, image_processor = load_backbone(recipe.backbone)
+    network, image_processor = load_backbone(recipe.network)
     processor = ConceptProcessor(image_processor)
     words = processor.build_vocabulary(captions, settings.pop("num_concepts", None) or 1000)
-    (level,) = recipe.backbone.levels
+    (level,) = recipe.network.levels
     config = ConceptDetectorConfig(
         backbone_config=network.config,
         backbone_level=level,
@@ -206,7 +206,7 @@ def train_concepts(recipe: Recipe, output_dir: str | os.PathLike, *, resume: boo
     train_rows = _with_captions(load_split(recipe, recipe.dataset.train_split), recipe.dataset.train_split)
     eval_rows = _with_captions(load_split(recipe, recipe.dataset.eval_split), recipe.dataset.eval_split)
     model, processor = build_detector(recipe, train_rows["captions"])
-    cache_dir = recipe.backbone.feature_dir or default_cache_dir()
+    cache_dir = recipe.network.feature_dir or default_cache_dir()
     model.to(args.device)
     with args.main_process_first(desc="features of the frozen backbone"):
         store = feature_store(model, processor, train_rows, cache_dir, bf16=args.bf16)
@@ -242,7 +242,7 @@ def evaluate_concepts(
     model = ConceptDetector.from_pretrained(model_dir).to(PartialState().device)
     processor = ConceptProcessor.from_pretrained(model_dir)
     bf16 = bool(recipe.training.get("bf16", False))  # as the features of a training with these settings
-    store = feature_store(model, processor, rows, recipe.backbone.feature_dir or default_cache_dir(), bf16=bf16)
+    store = feature_store(model, processor, rows, recipe.network.feature_dir or default_cache_dir(), bf16=bf16)
     probs = predict_concepts(model, store, rows["image_id"])
     results = score_concepts(probs, processor, rows["captions"]) | evaluation_facts(split, rows)
     if report is not None:

@@ -75,13 +75,40 @@ class EvaluationSettings:
         return {name: getattr(self, name) for name in ("query_heatmap", "box_rule", "min_box_area")}
 
 
+@strict
+@dataclass
+class RegionSettings:
+    """Regions and concepts of a captioner's images, extracted beforehand; those of scenes are simulated."""
+
+    store: str | None = None  # folder of a region store, with features
+    concepts: str | None = None  # an image_concepts.json
+    scene_detector: dict = field(default_factory=dict)  # arguments of `SceneDetector`, where the data are scenes
+    max_regions: int = 36
+    max_concepts: int = 36
+    extraction: dict | None = None  # how the store was made, for photos: see `MIAProcessor`
+
+
+@strict
+@dataclass
+class CaptionSettings:
+    """Vocabulary of a captioner, and how it writes when it is measured."""
+
+    convention: Literal["mia", "up_down"] = "mia"
+    min_count: int | None = None  # default: the convention's
+    max_words: int | None = None  # default: the convention's
+    num_beams: int = 3
+
+    def validate_num_beams(self) -> None:
+        if self.num_beams < 1:
+            raise ValueError(f"`num_beams` must be 1 or more, got {self.num_beams}.")
+
+
 @dataclass
 class Recipe:
     r"""All settings of a run.
 
-    `system` is what is trained: phrase grounding, or a concept detector. `model` are arguments of its configuration,
-    [`MultiLevelGroundingConfig`] or [`ConceptDetectorConfig`]; `training` of its training arguments,
-    [`GroundingTrainingArguments`] or [`ConceptTrainingArguments`]. `text` and `evaluation` are of phrase grounding.
+    `system` is what is trained: phrase grounding, a concept detector or a captioner. `model` are arguments of its
+    configuration, `training` of its training arguments; the other sections are of one system or another.
 
     Raises (from `load` and `override`):
         FileNotFoundError: No such recipe; says the nearest known name.
@@ -90,43 +117,56 @@ class Recipe:
 
     description: str
     dataset: DatasetSettings
-    backbone: BackboneSettings
+    backbone: BackboneSettings | None = None
+    regions: RegionSettings | None = None
+    captions: CaptionSettings = field(default_factory=CaptionSettings)
     text: TextSettings = field(default_factory=TextSettings)
     model: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
-    system: Literal["multilevel_grounding", "concept_detector"] = "multilevel_grounding"
+    system: Literal["multilevel_grounding", "concept_detector", "mia"] = "multilevel_grounding"
+
+    @property
+    def network(self) -> BackboneSettings:
+        """Section `backbone` of a system that has one."""
+        if self.backbone is None:
+            raise ValueError(f"A {self.system} has no `backbone`.")
+        return self.backbone
+
+    @property
+    def images(self) -> RegionSettings:
+        """Section `regions` of a system that has one."""
+        if self.regions is None:
+            raise ValueError(f"A {self.system} has no `regions`.")
+        return self.regions
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Recipe":
         _check_keys(values, [f.name for f in fields(cls)], "recipe")
-        sections = dict(values)
+        # A saved recipe has all sections; those that say nothing are as good as absent.
+        sections = {name: section for name, section in values.items() if section is not None}
         model, training = _classes(sections)
+        system = _system(sections)
+        own = _SECTIONS[system]
         _check_keys(sections.get("model") or {}, _keys(model), "model")
         sections["training"] = _training_settings(sections.get("training") or {}, training)
-        kinds = {
-            "dataset": DatasetSettings,
-            "backbone": BackboneSettings,
-            "text": TextSettings,
-            "evaluation": EvaluationSettings,
-        }
-        for name, kind in kinds.items():
+        for name, kind in _KINDS.items():
             if name in sections:
                 _check_keys(sections[name], [f.name for f in fields(kind)], name)
                 try:
                     sections[name] = kind(**sections[name])
                 except (TypeError, StrictDataclassError) as error:
                     raise ValueError(f"Section `{name}` of the recipe: {error}.") from error
-        for required in ("description", "dataset", "backbone"):
+        for required in ("description", "dataset", own[0]):
             if required not in sections:
                 raise ValueError(f"The recipe has no `{required}`.")
         recipe = cls(**sections)
-        if recipe.system == "concept_detector":
-            for name, kind in (("text", TextSettings), ("evaluation", EvaluationSettings)):
-                if getattr(recipe, name) != kind():
-                    raise ValueError(f"A concept detector has no settings in section `{name}`; leave it out.")
-            if len(recipe.backbone.levels) != 1:
-                raise ValueError(f"A concept detector reads one level, got `backbone.levels` {recipe.backbone.levels}.")
+        untouched = cls(recipe.description, recipe.dataset)
+        for name in _KINDS.keys() - {"dataset", *own}:
+            if getattr(recipe, name) != getattr(untouched, name):
+                raise ValueError(f"A {system} has no settings in section `{name}`; leave it out.")
+        if system == "concept_detector" and recipe.backbone and len(recipe.backbone.levels) != 1:
+            raise ValueError(f"A concept detector reads one level, got `backbone.levels` {recipe.backbone.levels}.")
         return recipe
 
     @classmethod
@@ -160,30 +200,53 @@ class Recipe:
         )
 
 
+_KINDS: dict[str, type] = {
+    "dataset": DatasetSettings,
+    "backbone": BackboneSettings,
+    "regions": RegionSettings,
+    "captions": CaptionSettings,
+    "text": TextSettings,
+    "evaluation": EvaluationSettings,
+}
+
+# Sections of each system besides `dataset`, `model` and `training`; the first must be there.
+_SECTIONS = {
+    "multilevel_grounding": ("backbone", "text", "evaluation"),
+    "concept_detector": ("backbone",),
+    "mia": ("regions", "captions"),
+}
+
 # Settings of a model that the run finds out itself: from backbone, vocabulary and the captions' words.
 _NOT_GIVEN = {
     *("backbone_config", "backbone_levels", "level_channels", "text_config", "vocab_size", "pad_token_id"),
     *("backbone_level", "feature_channels", "id2label", "label2id", "problem_type"),
+    *("feature_dim", "bos_token_id", "eos_token_id", "unk_token_id", "decoder_start_token_id", "is_encoder_decoder"),
 }
 
 
 def _classes(values: dict[str, Any]) -> tuple[type, type]:
     """Classes of the sections `model` and `training`; imported here, because they bring torch."""
     from ..modeling.configuration_concepts import ConceptDetectorConfig
+    from ..modeling.configuration_mia import MIAConfig
     from ..modeling.configuration_multilevel import MultiLevelGroundingConfig
+    from .captioning import CaptioningTrainingArguments
     from .concepts import ConceptTrainingArguments
     from .grounding_trainer import GroundingTrainingArguments
 
     classes: dict[str, tuple[type, type]] = {
         "multilevel_grounding": (MultiLevelGroundingConfig, GroundingTrainingArguments),
         "concept_detector": (ConceptDetectorConfig, ConceptTrainingArguments),
+        "mia": (MIAConfig, CaptioningTrainingArguments),
     }
+    return classes[_system(values)]
+
+
+def _system(values: dict[str, Any]) -> str:
     system = values.get("system", "multilevel_grounding")
-    if system not in list(classes):
-        raise ValueError(
-            f"`system` must be one of {', '.join(classes)}, got {system!r}.{_nearest(str(system), list(classes))}"
-        )
-    return classes[system]
+    known = list(_SECTIONS)
+    if system not in known:
+        raise ValueError(f"`system` must be one of {', '.join(known)}, got {system!r}.{_nearest(str(system), known)}")
+    return system
 
 
 def _keys(model: type) -> list[str]:
@@ -262,14 +325,8 @@ def _override(values: dict[str, Any], key: str, value: Any) -> None:
 def _section_of(key: str, values: dict[str, Any]) -> str | None:
     """The one section that has `key`, None for a top-level key."""
     model, training = _classes(values)
-    kinds = {
-        "dataset": DatasetSettings,
-        "backbone": BackboneSettings,
-        "text": TextSettings,
-        "evaluation": EvaluationSettings,
-        "model": model,
-        "training": training,
-    }
+    own = {name: kind for name, kind in _KINDS.items() if name in ("dataset", *_SECTIONS[_system(values)])}
+    kinds = {**own, "model": model, "training": training}
     if key in {f.name for f in fields(Recipe)}:
         return None
     found = [section for section, kind in kinds.items() if key in {f.name for f in fields(kind)}]

@@ -26,6 +26,7 @@ from ..modeling.text_encoders import PretrainedTextEncoder
 from ..processing.processing_multilevel import MultiLevelGroundingProcessor
 from ..processing.words import train_word_tokenizer
 from ..visualization import write_report
+from .captioning import evaluate_captioner, train_captioner
 from .checkpoints import start_from
 from .common import (
     REPORT_FILE,
@@ -55,7 +56,7 @@ def build_model(
     recipe: Recipe, captions: Iterable[str]
 ) -> tuple[MultiLevelGroundingModel, MultiLevelGroundingProcessor]:
     r"""Untrained model and processor of a recipe; the vocabulary is that of `captions`, the training split's."""
-    backbone, text = recipe.backbone, recipe.text
+    backbone, text = recipe.network, recipe.text
     network, image_processor = load_backbone(backbone)
     tokenizer = (
         AutoTokenizer.from_pretrained(text.encoder) if text.encoder else train_word_tokenizer(captions, text.min_count)
@@ -97,6 +98,8 @@ def train(recipe: Recipe, output_dir: str | os.PathLike, *, resume: bool = False
     """
     if recipe.system == "concept_detector":
         return train_concepts(recipe, output_dir, resume=resume)
+    if recipe.system == "mia":
+        return train_captioner(recipe, output_dir, resume=resume)
     output_dir = Path(output_dir)
     checkpoint = start_from(output_dir, recipe, resume=resume)
     keep_freed_memory()
@@ -113,7 +116,7 @@ def train(recipe: Recipe, output_dir: str | os.PathLike, *, resume: bool = False
             f"{batch_size}; lower `per_device_train_batch_size` or give more images."
         )
     model, processor = build_model(recipe, (caption for row in train_rows["captions"] for caption in row))
-    cache_dir = recipe.backbone.feature_dir or default_cache_dir()
+    cache_dir = recipe.network.feature_dir or default_cache_dir()
     model.to(args.device)
     with args.main_process_first(desc="features of the frozen backbone"):
         plain = feature_store(model, processor, train_rows, cache_dir, bf16=args.bf16)
@@ -189,12 +192,14 @@ def evaluate(
     split = split or settings.dataset.eval_split
     if settings.system == "concept_detector":
         return evaluate_concepts(model_dir, settings, split, report)
+    if settings.system == "mia":
+        return evaluate_captioner(model_dir, settings, split)
     rows = load_split(settings, split)
     model = MultiLevelGroundingModel.from_pretrained(model_dir).to(PartialState().device)
     processor = MultiLevelGroundingProcessor.from_pretrained(model_dir)
     bf16 = bool(settings.training.get("bf16", False))  # as the features of a training with these settings
     regions_of_images = _detected_regions(settings, split, rows["image_id"])
-    store = feature_store(model, processor, rows, settings.backbone.feature_dir or default_cache_dir(), bf16=bf16)
+    store = feature_store(model, processor, rows, settings.network.feature_dir or default_cache_dir(), bf16=bf16)
     results, predictions = _evaluate_rows(model, processor, settings, split, rows, store, regions_of_images)
     if report is not None:
         title = f"{Path(model_dir).resolve().name} on {split}: {settings.description}"

@@ -30,7 +30,7 @@ from transformers import (
 from hf_grounding.processing.detectors import Candidates, TransformersDetector, YoloxDetector, _grid
 from hf_grounding.processing.extraction import GridExtractor, RegionExtractor
 from hf_grounding.processing.photos import load_photo
-from hf_grounding.processing.regions import box_iou, select_regions
+from hf_grounding.processing.regions import select_regions
 from tests.common import tiny_detector
 
 
