@@ -79,6 +79,12 @@ def lstm_cell(gates: torch.Tensor, cell: torch.Tensor) -> tuple[torch.Tensor, to
     return o.sigmoid() * cell.tanh(), cell
 
 
+def _stack(steps: list[torch.Tensor]) -> torch.Tensor:
+    """(count_t, width) of each step -> (count_0, T, width), 0 where a caption has ended."""
+    rows = len(steps[0])
+    return torch.stack([nn.functional.pad(step, (0, 0, 0, rows - len(step))) for step in steps], dim=1)
+
+
 class AttentionLayer(nn.Linear):
     """A layer of additive attention; its first weights are Xavier-uniform, as in the official code."""
 
@@ -153,7 +159,8 @@ class LSTMDecoder(CaptionDecoder):
     | visual condition | t_a | w_t + v_a | - |
     | concept condition | v_a | w_t + t_a | - |
 
-    `v_a = W(mean V)`, `t_a = mean T`. The attention does not feed back into the LSTM, which so reads all words at once.
+    `v_a = W(mean V)`, `t_a = mean T`. The attention does not feed back into the LSTM, so it is computed for all words
+    at once.
     """
 
     def __init__(self, config: Any):
@@ -169,7 +176,8 @@ class LSTMDecoder(CaptionDecoder):
         self.dropout = nn.Dropout(config.dropout)
         if "visual" in (self.added, self.first):
             self.project_visual = nn.Linear(config.hidden_size, config.hidden_size)
-        self.lstm = nn.LSTM(config.embedding_size, config.hidden_size, batch_first=True)
+        self.lstm_words = nn.Linear(config.embedding_size, 4 * config.hidden_size)  # with the LSTM's bias
+        self.lstm_states = nn.Linear(config.hidden_size, 4 * config.hidden_size, bias=False)
         if self.attended:
             sizes = config.hidden_size, config.hidden_size, config.attention_hidden_size
             self.attention = AdditiveAttention(*sizes, bias=False, dropout=config.dropout)
@@ -194,15 +202,18 @@ class LSTMDecoder(CaptionDecoder):
         )
 
     def forward(self, input_ids, memory, cache, sizes=None):
-        inputs = self.embed_words(input_ids) + memory.pooled[:, None]  # (N, T, d)
+        gates = self.lstm_words(self.embed_words(input_ids) + memory.pooled[:, None])  # (N, T, 4 d)
         (layer,) = cache.layers
         starts = layer.num_steps == 0
-        hidden, cell = layer.read(inputs, self.width)
-        state = hidden[None], cell[None]
+        h, c = layer.read(gates, self.width)
         if starts and self.first:
-            _, state = self.lstm(memory.first[:, None], state)
-        hidden, state = self.lstm(inputs, state)
-        layer.update(state[0][0], state[1][0], input_ids.shape[1])
+            h, c = lstm_cell(self.lstm_words(memory.first) + self.lstm_states(h), c)
+        outputs = []
+        for step, count in enumerate(sizes or [len(input_ids)] * input_ids.shape[1]):
+            h, c = lstm_cell(gates[:count, step] + self.lstm_states(h[:count]), c[:count])
+            outputs.append(h)
+        layer.update(h, c, len(outputs))
+        hidden = _stack(outputs)
         if not self.attended:
             return DecodedWords(hidden, None, cache)
         weights = self.attention(hidden, memory.keys, memory.row_mask)  # (N, T, n)
@@ -250,24 +261,20 @@ class UpDownDecoder(CaptionDecoder):
         gates = self.attention_words(words) + memory.pooled[:, None]  # (N, T, 4 R)
         h1, c1 = cache.layers[0].read(gates, self.width)
         h2, c2 = cache.layers[1].read(gates, self.width)
+        rows, keys, mask = memory.last_hidden_state, memory.keys, memory.row_mask
         outputs, weights = [], []
         for step, count in enumerate(sizes or [len(input_ids)] * input_ids.shape[1]):
-            h1, c1, h2, c2 = (state[:count] for state in (h1, c1, h2, c2))
+            if count < len(h1):  # not at every step: the gradient of a part is written into one of the whole
+                h1, c1, h2, c2, rows, keys, mask = (x[:count] for x in (h1, c1, h2, c2, rows, keys, mask))
             h1, c1 = lstm_cell(gates[:count, step] + self.attention_states(torch.cat([h2, h1], dim=1)), c1)
-            alpha = self.attention(h1[:, None], memory.keys[:count], memory.row_mask[:count])  # (count, 1, n)
-            attended = (alpha @ memory.last_hidden_state[:count])[:, 0]
+            alpha = self.attention(h1[:, None], keys, mask)  # (count, 1, n)
+            attended = (alpha @ rows)[:, 0]
             h2, c2 = lstm_cell(self.language_states(torch.cat([attended, h1, h2], dim=1)), c2)
             outputs.append(h2)
             weights.append(alpha[:, 0])
         cache.layers[0].update(h1, c1, len(outputs))
         cache.layers[1].update(h2, c2, len(outputs))
         return DecodedWords(_stack(outputs), _stack(weights)[:, None], cache)
-
-
-def _stack(steps: list[torch.Tensor]) -> torch.Tensor:
-    """(count_t, width) of each step -> (count_0, T, width), 0 where a caption has ended."""
-    rows = len(steps[0])
-    return torch.stack([nn.functional.pad(step, (0, 0, 0, rows - len(step))) for step in steps], dim=1)
 
 
 class TransformerDecoder(CaptionDecoder):

@@ -21,21 +21,23 @@ def official_captioner_state_dict(state: State, config: MIAConfig) -> dict[str, 
     """
     names = {
         "decoder.embed_words.weight": "caption_embed.weight",
-        **{f"decoder.lstm.{name}": f"LSTM.{name}" for name in ("weight_ih_l0", "weight_hh_l0")},
-        **{f"decoder.lstm.{name}": f"LSTM.{name}" for name in ("bias_ih_l0", "bias_hh_l0")},
+        "decoder.lstm_words.weight": "LSTM.weight_ih_l0",
+        "decoder.lstm_states.weight": "LSTM.weight_hh_l0",
         **{f"decoder.project_visual.{name}": f"affine_va.{name}" for name in ("weight", "bias")},
         "decoder.attention.rows.weight": "attention.affine_x.weight",
         "decoder.attention.state.weight": "attention.affine_h.weight",
         "decoder.attention.score.weight": "attention.affine_alpha.weight",
         **{f"output.{name}": f"mlp.{name}" for name in ("weight", "bias")},
     }
-    _check(state, names.values())
+    biases = ["LSTM.bias_ih_l0", "LSTM.bias_hh_l0"]  # of two, one is enough
+    _check(state, [*names.values(), *biases])
     absent = {
         "concept_attention": ("decoder.project_visual",),
         "visual_condition": ("decoder.attention",),
         "concept_condition": ("decoder.attention",),
     }.get(config.decoder_type, ())
-    return {ours: state[theirs] for ours, theirs in names.items() if not ours.startswith(absent or "-")}
+    converted = {ours: state[theirs] for ours, theirs in names.items() if not ours.startswith(absent or "-")}
+    return converted | {"decoder.lstm_words.bias": state[biases[0]] + state[biases[1]]}
 
 
 def up_down_state_dict(state: State) -> dict[str, torch.Tensor]:
