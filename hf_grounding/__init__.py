@@ -18,9 +18,13 @@ _HOMES = {
     "ConceptDetectorConfig": "modeling.configuration_concepts",
     "ConceptProcessor": "processing.concepts",
     "Grounding": "processing.grounding",
+    "MIAConfig": "modeling.configuration_mia",
+    "MIAForCaptioning": "modeling.modeling_mia",
+    "MIAModel": "modeling.modeling_mia",
     "MultiLevelGroundingConfig": "modeling.configuration_multilevel",
     "MultiLevelGroundingModel": "modeling.modeling_multilevel",
     "MultiLevelGroundingProcessor": "processing.processing_multilevel",
+    "MutualIterativeAttention": "modeling.mutual_iterative_attention",
     "PhraseGroundingPipeline": "pipelines",
     "attention_correctness": "metrics.attention_correctness",
     "draw_grounding": "visualization",
@@ -38,9 +42,13 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; tests/test_pa
     from .metrics.attention_correctness import attention_correctness as attention_correctness
     from .metrics.pointing_game import pointing_game as pointing_game
     from .modeling.configuration_concepts import ConceptDetectorConfig as ConceptDetectorConfig
+    from .modeling.configuration_mia import MIAConfig as MIAConfig
     from .modeling.configuration_multilevel import MultiLevelGroundingConfig as MultiLevelGroundingConfig
     from .modeling.modeling_concepts import ConceptDetector as ConceptDetector
+    from .modeling.modeling_mia import MIAForCaptioning as MIAForCaptioning
+    from .modeling.modeling_mia import MIAModel as MIAModel
     from .modeling.modeling_multilevel import MultiLevelGroundingModel as MultiLevelGroundingModel
+    from .modeling.mutual_iterative_attention import MutualIterativeAttention as MutualIterativeAttention
     from .pipelines import PhraseGroundingPipeline as PhraseGroundingPipeline
     from .processing.concepts import ConceptProcessor as ConceptProcessor
     from .processing.grounding import Grounding as Grounding

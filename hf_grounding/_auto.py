@@ -25,19 +25,29 @@ def _register_configs() -> None:
 
     AutoConfig.register(MIAConfig.model_type, MIAConfig, exist_ok=True)
     AutoConfig.register(ConceptDetectorConfig.model_type, ConceptDetectorConfig, exist_ok=True)
+    AutoConfig.register(MIAConfig.model_type, MIAConfig, exist_ok=True)
     AutoConfig.register(MultiLevelGroundingConfig.model_type, MultiLevelGroundingConfig, exist_ok=True)
 
 
 def _register_models() -> None:
-    from transformers import AutoModel, AutoModelForImageClassification, AutoModelForZeroShotObjectDetection
+    from transformers import (
+        AutoModel,
+        AutoModelForImageClassification,
+        AutoModelForImageTextToText,
+        AutoModelForZeroShotObjectDetection,
+    )
 
     from .modeling.configuration_concepts import ConceptDetectorConfig
+    from .modeling.configuration_mia import MIAConfig
     from .modeling.configuration_multilevel import MultiLevelGroundingConfig
     from .modeling.modeling_concepts import ConceptDetector
+    from .modeling.modeling_mia import MIAForCaptioning, MIAModel
     from .modeling.modeling_multilevel import MultiLevelGroundingModel
 
     AutoModel.register(ConceptDetectorConfig, ConceptDetector, exist_ok=True)
     AutoModelForImageClassification.register(ConceptDetectorConfig, ConceptDetector, exist_ok=True)
+    AutoModel.register(MIAConfig, MIAModel, exist_ok=True)
+    AutoModelForImageTextToText.register(MIAConfig, MIAForCaptioning, exist_ok=True)
     AutoModel.register(MultiLevelGroundingConfig, MultiLevelGroundingModel, exist_ok=True)
     AutoModelForZeroShotObjectDetection.register(MultiLevelGroundingConfig, MultiLevelGroundingModel, exist_ok=True)
 

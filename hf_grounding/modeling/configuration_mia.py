@@ -19,6 +19,7 @@ DecoderName = Literal[
     "up_down",
     "transformer",
 ]
+_READ_CONCEPTS = ("concept_attention", "visual_condition", "concept_condition")
 
 
 @strict
@@ -119,8 +120,7 @@ class MIAConfig(PreTrainedConfig):
     @property
     def uses_concepts(self) -> bool:
         """Whether the model reads concepts."""
-        of_concepts = ("concept_attention", "visual_condition", "concept_condition")
-        return self.mia_iterations > 0 or self.decoder_type in of_concepts
+        return self.mia_iterations > 0 or self.decoder_type in _READ_CONCEPTS
 
     @property
     def projects_regions(self) -> bool:
@@ -160,9 +160,22 @@ class MIAConfig(PreTrainedConfig):
                 f"({self.num_attention_heads})."
             )
 
+    def validate_output(self):
+        if self.decoder_type == "concept_attention":
+            reads, unread, other = "concepts", "visual", "textual"
+        elif self.decoder_type in _READ_CONCEPTS:
+            return
+        else:
+            reads, unread, other = "regions", "textual", "visual"
+        if self.mia_iterations > 0 and self.mia_output == unread:
+            raise ValueError(
+                f"The decoder '{self.decoder_type}' reads {reads} only, so with `mia_output` '{unread}' the module "
+                f"would have no effect. Use 'both' or '{other}', or `mia_iterations` 0 for the baseline."
+            )
+
     def validate_ids(self):
-        ids = {name: getattr(self, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id")}
-        for name, value in ids.items():
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id", "decoder_start_token_id"):
+            value = getattr(self, name)
             if not isinstance(value, int) or not 0 <= value < self.vocab_size:
                 raise ValueError(f"`{name}` must be an id of the vocabulary, 0 to {self.vocab_size - 1}, got {value}.")
 

@@ -165,8 +165,9 @@ class MIAModel(MIAPreTrainedModel):
             1 = real concept, 0 = padding.
         """
         regions = self._regions(region_features, region_mask, pixel_values) if self.config.uses_regions else None
+        as_many = regions[1] if self.mia is not None and regions is not None else None
         embed = self.embed_concepts
-        concepts = None if embed is None else _embedded(embed, concept_ids, concept_mask)
+        concepts = None if embed is None else self._concepts(embed, concept_ids, concept_mask, as_many)
         if self.mia is None or regions is None or concepts is None:
             visual, visual_mask = regions or (None, None)
             textual, textual_mask = concepts or (None, None)
@@ -177,8 +178,7 @@ class MIAModel(MIAPreTrainedModel):
                 visual_mask=visual_mask,
                 textual_mask=textual_mask,
             )
-        visual, visual_mask = regions
-        textual, textual_mask = _as_many_as_regions(*concepts, visual_mask)
+        (visual, visual_mask), (textual, textual_mask) = regions, concepts
         refined = self.mia(visual, textual, visual_mask, textual_mask, output_attentions=bool(output_attentions))
         states = {
             "both": (refined.fused, refined.fused, visual_mask),
@@ -226,28 +226,31 @@ class MIAModel(MIAPreTrainedModel):
         (feature_map,) = self.backbone(pixel_values.to(self.dtype))
         return feature_map.flatten(2).transpose(1, 2)
 
+    def _concepts(
+        self,
+        embed: nn.Embedding,
+        ids: torch.Tensor | None,
+        mask: torch.Tensor | None,
+        region_mask: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embedded concepts (batch, n, hidden_size) and their mask.
 
-def _embedded(
-    embed: nn.Embedding, ids: torch.Tensor | None, mask: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Concepts (batch, n, hidden_size) and their mask."""
-    if ids is None or ids.ndim != 2:
-        came = "nothing" if ids is None else f"shape {tuple(ids.shape)}"
-        raise ValueError(f"This model reads concepts: `concept_ids` must be (batch, num_concepts), got {came}.")
-    if mask is None:
-        mask = torch.ones_like(ids)
-    elif mask.shape != ids.shape:
-        raise ValueError(f"`concept_mask` must be {tuple(ids.shape)} as `concept_ids`, got {tuple(mask.shape)}.")
-    return embed(ids), mask
-
-
-def _as_many_as_regions(
-    concepts: torch.Tensor, mask: torch.Tensor, region_mask: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first n concepts and their mask, where an image has n real regions; filled up where there are fewer."""
-    missing = region_mask.shape[1] - concepts.shape[1]
-    concepts, mask = F.pad(concepts, (0, 0, 0, missing)), F.pad(mask, (0, missing))
-    return concepts, mask * (region_mask != 0)
+        With a `region_mask`: the first n, where an image has n real regions, filled up with padding where there are
+        fewer. All padding is embedded as the pad word, because the module keeps it in the rows it stands in.
+        """
+        if ids is None or ids.ndim != 2:
+            came = "nothing" if ids is None else f"shape {tuple(ids.shape)}"
+            raise ValueError(f"This model reads concepts: `concept_ids` must be (batch, num_concepts), got {came}.")
+        if mask is None:
+            mask = torch.ones_like(ids)
+        elif mask.shape != ids.shape:
+            raise ValueError(f"`concept_mask` must be {tuple(ids.shape)} as `concept_ids`, got {tuple(mask.shape)}.")
+        if region_mask is not None:
+            if len(ids) != len(region_mask):
+                raise ValueError(f"`concept_ids` are of {len(ids)} images, the regions of {len(region_mask)}.")
+            missing = region_mask.shape[1] - ids.shape[1]
+            ids, mask = F.pad(ids, (0, missing)), F.pad(mask, (0, missing)) * (region_mask != 0)
+        return embed(ids.masked_fill(mask == 0, self.config.pad_token_id)), mask
 
 
 @auto_docstring(custom_intro="Captioner over regions and concepts, refined by mutual iterative attention or not.")
@@ -260,7 +263,8 @@ class MIAForCaptioning(MIAPreTrainedModel, GenerationMixin):
         self.output = nn.Linear(self.decoder.width, config.vocab_size)
         # Probability that a training step feeds a word of its own in place of the caption's (Bengio et al., 2015).
         self.scheduled_sampling_prob = 0.0
-        tied = {"model.embed_concepts.weight": "decoder.embed_words.weight"}
+        # Checkpoints hold the table under the concepts' name, where `MIAModel` finds it too.
+        tied = {"decoder.embed_words.weight": "model.embed_concepts.weight"}
         self._tied_weights_keys = tied if config.uses_concepts else {}
         self.post_init()
 
@@ -269,6 +273,14 @@ class MIAForCaptioning(MIAPreTrainedModel, GenerationMixin):
 
     def set_input_embeddings(self, value):
         self.decoder.embed_words = value
+        if self.config.uses_concepts and self.config.tie_word_embeddings:
+            self.model.set_input_embeddings(value)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Also of the concepts, see `PreTrainedModel.resize_token_embeddings`."""
+        if self.config.uses_concepts:
+            self.model.resize_token_embeddings(*args, **kwargs)
+        return super().resize_token_embeddings(*args, **kwargs)
 
     def get_output_embeddings(self):
         return self.output
@@ -290,14 +302,14 @@ class MIAForCaptioning(MIAPreTrainedModel, GenerationMixin):
 
         With `return_dict_in_generate=True` and `output_attentions=True` the output also says what each word is about:
         `region_attentions` and `concept_attentions` of shape `(num_sequences, num_tokens, n)`, the weight of each
-        original region and concept when each token of `sequences[:, 1:]` was written, along the beam that was chosen.
-        Each is only there if the decoder attends to rows that hold regions or concepts. Rows of Mutual Iterative
-        Attention are traced back to what they were gathered from by [`trace_rows`].
+        original region and concept when each token of `sequences[:, 1:]` was written, along the beam that was chosen;
+        0 behind a caption's end. Each is only there if the decoder attends to rows that hold regions or concepts. Rows
+        of Mutual Iterative Attention are traced back to what they were gathered from by [`trace_rows`].
         """
         outputs = super().generate(*args, **kwargs)
         if isinstance(outputs, ModelOutput) and any(outputs.get("cross_attentions") or ()):
-            for name, weights in self._traced(_attentions_along_beams(outputs), outputs.encoder_attentions).items():
-                outputs[name] = weights
+            weights = _attentions_along_beams(outputs, self.config.eos_token_id)
+            outputs.update(self._traced(weights, outputs.encoder_attentions))
         return outputs
 
     def _traced(self, weights: torch.Tensor, attentions: tuple[torch.Tensor, ...] | None) -> dict[str, torch.Tensor]:
@@ -420,12 +432,13 @@ class MIAForCaptioning(MIAPreTrainedModel, GenerationMixin):
         return torch.cat(steps, dim=1)
 
 
-def _attentions_along_beams(outputs: ModelOutput) -> torch.Tensor:
+def _attentions_along_beams(outputs: ModelOutput, end: int) -> torch.Tensor:
     """Weights (num_sequences, T, n), mean over heads, of the beam that each token of `sequences` came from."""
     steps = torch.stack([step[0][:, :, -1].mean(dim=1) for step in outputs.cross_attentions], dim=1)
     beams = outputs.get("beam_indices")
     if beams is None:
-        return steps
+        ends = outputs.sequences[:, -steps.shape[1] :] == end
+        return steps.masked_fill((ends.cumsum(dim=1) > ends)[..., None], 0)
     times = torch.arange(beams.shape[1], device=beams.device).expand_as(beams)
     return steps[beams.clamp(min=0).long(), times].masked_fill((beams < 0)[..., None], 0)
 
