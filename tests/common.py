@@ -74,6 +74,7 @@ class ModelTesterMixin:
     """
 
     frozen: tuple[str, ...] = ()  # beginnings of the names of parameters that never train
+    cancelling: tuple[str, ...] = ()  # ends of the names of those that a softmax is blind to, as they shift all scores
     chosen: tuple[str, ...] = ()  # outputs that follow a discrete choice, and so may jump with the precision
     no_compile: str | None = None  # why `torch.compile` is not tested
 
@@ -82,6 +83,10 @@ class ModelTesterMixin:
 
     def make_inputs(self) -> dict[str, Any]:
         raise NotImplementedError
+
+    def of_old_words(self, outputs: dict[str, torch.Tensor], num_words: int) -> dict[str, torch.Tensor]:
+        """What of the outputs stays the same when words are added to the vocabulary, which had `num_words`."""
+        return outputs
 
     def cast(self, inputs: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
         def one(value):
@@ -94,12 +99,17 @@ class ModelTesterMixin:
     def test_saved_and_loaded_it_gives_the_same_outputs(self, tmp_path):
         model, inputs = self.make_model(), self.make_inputs()
         model.save_pretrained(tmp_path)
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+        files = {"config.json", "model.safetensors"} | ({"generation_config.json"} if model.can_generate() else set())
+        assert {path.name for path in tmp_path.iterdir()} == files
         loaded, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
         assert {name: list(keys) for name, keys in info.items() if keys} == {}
         assert not loaded.training
         assert loaded.config.to_dict().keys() == model.config.to_dict().keys()
-        assert_same(tensors_of(loaded(**inputs)), tensors_of(model(**inputs)), rtol=0, atol=0)
+        assert_same(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
+        # Not to the last bit: kernels add in another order where the weights lie elsewhere in memory.
+        assert_same(tensors_of(loaded(**inputs)), tensors_of(model(**inputs)), rtol=1e-5, atol=1e-6)
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        assert {name for name, parameter in loaded.named_parameters() if parameter.requires_grad} == trained
 
     def test_a_weight_that_is_missing_from_the_checkpoint_is_initialised_and_reported(self, tmp_path):
         model = self.make_model()
@@ -121,7 +131,8 @@ class ModelTesterMixin:
             else:
                 assert parameter.grad is not None, name
                 assert parameter.grad.isfinite().all(), name
-                assert parameter.grad.abs().max() > 0, name
+                largest = parameter.grad.abs().max()
+                assert (largest < 1e-6) if name.endswith(self.cancelling) else (largest > 0), name
 
     def test_a_training_step_leaves_the_frozen_part_as_it_is(self):
         model = self.make_model()
@@ -130,8 +141,9 @@ class ModelTesterMixin:
         model.train()(**self.make_inputs(), return_loss=True).loss.backward()
         optimizer.step()
         for name, value in model.state_dict().items():
-            frozen = name.startswith(self.frozen)
-            assert torch.equal(value, before[name]) == frozen, name
+            if not name.endswith(self.cancelling):
+                frozen = name.startswith(self.frozen)
+                assert torch.equal(value, before[name]) == frozen, name
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
     def test_half_precision_is_finite_and_near_float32(self, dtype):
@@ -159,16 +171,17 @@ class ModelTesterMixin:
 
     def test_resized_token_embeddings_keep_the_old_rows_and_run(self, tmp_path):
         model, inputs = self.make_model(), self.make_inputs()
-        expected = tensors_of(model(**inputs))
         size = model.get_input_embeddings().num_embeddings
+        expected = self.of_old_words(tensors_of(model(**inputs)), size)
         model.resize_token_embeddings(size + 3, mean_resizing=False)
         assert model.get_input_embeddings().weight.shape[0] == size + 3
         assert model.config.get_text_config().vocab_size == size + 3
-        assert_same(tensors_of(model(**inputs)), expected, rtol=0, atol=0)
+        resized = tensors_of(model(**inputs))
+        assert_same(self.of_old_words(resized, size), expected, rtol=0, atol=0)
         model.save_pretrained(tmp_path)
         loaded = type(model).from_pretrained(tmp_path)
         assert loaded.get_input_embeddings().num_embeddings == size + 3
-        assert_same(tensors_of(loaded(**inputs)), expected, rtol=0, atol=0)
+        assert_same(tensors_of(loaded(**inputs)), resized, rtol=1e-5, atol=1e-6)
 
     def test_outputs_can_be_a_tuple(self):
         model, inputs = self.make_model(), self.make_inputs()

@@ -309,6 +309,10 @@ class TransformerDecoder(CaptionDecoder):
         self.layers = MarianDecoder(settings)
         self.layers.embed_tokens = None  # it is given embedded words
 
+    def train(self, mode: bool = True):
+        self.layers.embed_positions.requires_grad_(False)  # `from_pretrained` makes all trainable, then calls this
+        return super().train(mode)
+
     def new_cache(self) -> EncoderDecoderCache:
         return EncoderDecoderCache(DynamicCache(), DynamicCache())
 

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import Cache, GenerationMixin, PreTrainedModel
-from transformers import initialization as init
 from transformers.utils import ModelOutput, auto_docstring, can_return_tuple
 
 from .caption_decoders import CaptionDecoder, ImageMemory, at_least_float32, make_decoder
@@ -91,9 +90,14 @@ class MIAPreTrainedModel(PreTrainedModel):
             module._reset_parameters()
         elif hasattr(module, "reset_parameters"):
             module.reset_parameters()
-        if isinstance(module, VisualProjection):
-            init.kaiming_uniform_(module.linear.weight, nonlinearity="relu")
-            init.zeros_(module.linear.bias)
+
+
+class ProjectionLayer(nn.Linear):
+    """Its first weights are Kaiming-uniform and its biases 0, as in the official code."""
+
+    def reset_parameters(self) -> None:
+        nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
+        nn.init.zeros_(self.bias)
 
 
 class VisualProjection(nn.Module):
@@ -102,7 +106,7 @@ class VisualProjection(nn.Module):
     def __init__(self, config: MIAConfig):
         super().__init__()
         self.dropout = nn.Dropout(config.dropout)
-        self.linear = nn.Linear(config.feature_dim, config.hidden_size)
+        self.linear = ProjectionLayer(config.feature_dim, config.hidden_size)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return self.linear(self.dropout(features.to(self.linear.weight.dtype))).relu()

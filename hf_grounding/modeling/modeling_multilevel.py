@@ -240,11 +240,13 @@ class BackboneLevels(nn.Module):
         super().__init__()
         self.model = AutoModel.from_config(config.backbone_config)
         self.levels, self.frozen = config.backbone_levels, config.freeze_backbone
-        self.model.requires_grad_(not self.frozen)
         self.train()  # new modules are in training mode without having been told so
 
     def train(self, mode: bool = True):
-        # Frozen: batch statistics and dropout stay off, whatever the model around it does.
+        # Frozen: batch statistics and dropout stay off, whatever the model around it does. `from_pretrained` makes all
+        # weights trainable, and then calls this.
+        if self.frozen:
+            self.model.requires_grad_(False)
         return super().train(mode and not self.frozen)
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:

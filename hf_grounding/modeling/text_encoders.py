@@ -47,15 +47,18 @@ class PretrainedTextEncoder(nn.Module):
         self.set_model(AutoModel.from_config(config.text_config))
         self.width = config.text_config.hidden_size
         self.num_layers = config.text_config.num_hidden_layers + 1
-        self.train()  # a frozen one starts in eval mode
 
     def set_model(self, model: PreTrainedModel) -> None:
         r"""Uses `model`, of the same configuration, such as a pretrained one."""
-        self.model = model.requires_grad_(not self.frozen)
-        if getattr(model, "pooler", None) is not None:
-            model.pooler.requires_grad_(False)  # not used: as trainable it would wait for gradients that never come
+        self.model = model
+        self.train(self.training)  # a frozen one starts in eval mode
 
     def train(self, mode: bool = True):
+        # `from_pretrained` makes all weights trainable, and then calls this.
+        if self.frozen:
+            self.model.requires_grad_(False)
+        if getattr(self.model, "pooler", None) is not None:
+            self.model.pooler.requires_grad_(False)  # not used: trainable, it would wait for gradients that never come
         return super().train(mode and not self.frozen)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
