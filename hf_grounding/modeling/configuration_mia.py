@@ -173,7 +173,7 @@ class MIAConfig(PreTrainedConfig):
                 f"would have no effect. Use 'both' or '{other}', or `mia_iterations` 0 for the baseline."
             )
 
-    def validate_ids(self):
+    def validate_token_ids(self):
         for name in ("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id", "decoder_start_token_id"):
             value = getattr(self, name)
             if not isinstance(value, int) or not 0 <= value < self.vocab_size:

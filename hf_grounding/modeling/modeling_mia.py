@@ -313,7 +313,8 @@ class MIAForCaptioning(MIAPreTrainedModel, GenerationMixin):
         outputs = super().generate(*args, **kwargs)
         if isinstance(outputs, ModelOutput) and any(outputs.get("cross_attentions") or ()):
             weights = _attentions_along_beams(outputs, self.config.eos_token_id)
-            outputs.update(self._traced(weights, outputs.encoder_attentions))
+            for name, traced in self._traced(weights, outputs.encoder_attentions).items():
+                outputs[name] = traced
         return outputs
 
     def _traced(self, weights: torch.Tensor, attentions: tuple[torch.Tensor, ...] | None) -> dict[str, torch.Tensor]:

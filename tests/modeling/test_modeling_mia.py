@@ -1,5 +1,5 @@
-"""The checks that every model passes, for captioners; Auto classes; concepts and their table; batches and padding; losses
-and scheduled sampling; errors. Decoders are in `test_caption_decoders.py`, `generate` in `test_generation_mia.py`."""
+"""The checks that every model passes, for captioners; Auto classes; concepts and their table; batches and padding;
+losses and scheduled sampling; errors. Decoders: `test_caption_decoders.py`; `generate`: `test_generation_mia.py`."""
 
 import pytest
 import torch
