@@ -45,6 +45,7 @@ def small_config(decoder_type: str, mia_iterations: int = 2, **settings: Any) ->
 
 def small_captioner(decoder_type: str, mia_iterations: int = 2, seed: int = 0, **settings: Any) -> MIAForCaptioning:
     """With weights larger than those that training starts from, so that attention is not near uniform."""
+    torch.manual_seed(seed)  # for what does not train, such as a frozen backbone
     model = MIAForCaptioning(small_config(decoder_type, mia_iterations, **settings)).eval()
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():

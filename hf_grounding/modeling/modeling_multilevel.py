@@ -243,8 +243,7 @@ class BackboneLevels(nn.Module):
         self.train()  # new modules are in training mode without having been told so
 
     def train(self, mode: bool = True):
-        # Frozen: batch statistics and dropout stay off, whatever the model around it does. `from_pretrained` makes all
-        # weights trainable, and then calls this.
+        # Frozen: no batch statistics, no dropout. `from_pretrained` makes all weights trainable, and then calls this.
         if self.frozen:
             self.model.requires_grad_(False)
         return super().train(mode and not self.frozen)

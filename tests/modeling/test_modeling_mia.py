@@ -1,6 +1,8 @@
 """The checks that every model passes, for captioners; Auto classes; concepts and their table; batches and padding;
 losses and scheduled sampling; errors. Decoders: `test_caption_decoders.py`; `generate`: `test_generation_mia.py`."""
 
+from typing import Any
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -60,11 +62,15 @@ class TestTransformer(CaptionerTesterMixin):
 
 class TestFrozenBackbone(CaptionerTesterMixin):
     no_compile = "tracing ResNet takes seconds; our part is compiled in the tests on region features"
-    frozen = ("model.backbone.",)
+    frozen: tuple[str, ...] = ("model.backbone.",)
     cancelling = ("attention.key.bias",)
+    settings: dict[str, Any] = {"backbone_level": 2}
 
     def make_model(self):
-        return without_dropout("visual_attention", backbone_config=resnet(), backbone_level=2)
+        torch.manual_seed(0)  # weights as training starts from, because half precision adds up over ResNet's layers
+        rates = dict.fromkeys(["dropout", "mia_dropout"], 0.0)
+        config = small_config("visual_attention", backbone_config=resnet(), **self.settings, **rates)
+        return MIAForCaptioning(config).eval()
 
     def make_inputs(self):
         inputs = small_inputs()
@@ -73,12 +79,7 @@ class TestFrozenBackbone(CaptionerTesterMixin):
 
 class TestTrainedBackbone(TestFrozenBackbone):
     frozen = ()
-
-    def make_model(self):
-        torch.manual_seed(0)  # weights as training starts from, because half precision adds up over ResNet's layers
-        settings = {"backbone_config": resnet(), "feature_dim": 10, "freeze_backbone": False}
-        rates = dict.fromkeys(["dropout", "mia_dropout"], 0.0)
-        return MIAForCaptioning(small_config("visual_attention", **settings, **rates)).eval()
+    settings = {"feature_dim": 10, "freeze_backbone": False}
 
 
 # Auto classes
@@ -96,7 +97,9 @@ def test_auto_classes_load_the_captioner_and_its_base_model_from_one_checkpoint(
     assert type(base) is MIAModel
     assert not info["missing_keys"]
     assert_same(base.state_dict(), model.model.state_dict(), rtol=0, atol=0)
-    assert torch.equal(base(**inputs).last_hidden_state, model.model(**inputs).last_hidden_state)
+    torch.testing.assert_close(
+        base(**inputs).last_hidden_state, model.model(**inputs).last_hidden_state, rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name, iterations", CASES, ids=CASE_IDS)
@@ -139,7 +142,7 @@ def test_only_as_many_concepts_as_regions_are_used(name):
     more = torch.tensor([[6, 8], [10, 11], [12, 4]])
     inputs["concept_ids"] = torch.cat([inputs["concept_ids"], more], dim=1)
     inputs["concept_mask"] = pad(inputs["concept_mask"], (0, 2), value=1)
-    assert torch.equal(model(**inputs, **captions()).logits, expected)
+    torch.testing.assert_close(model(**inputs, **captions()).logits, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -153,7 +156,7 @@ def test_fewer_concepts_than_regions_are_filled_up_with_the_pad_word(name):
             "concept_ids": pad(inputs["concept_ids"], (0, 2), value=word),
             "concept_mask": pad(inputs["concept_mask"], (0, 2)),
         }
-        assert torch.equal(model(**{**inputs, **filled}, **captions()).logits, expected)
+        torch.testing.assert_close(model(**{**inputs, **filled}, **captions()).logits, expected, rtol=1e-5, atol=1e-6)
     model.get_input_embeddings().weight.data[3] += 1  # the pad word itself is
     assert not torch.equal(model(**inputs, **captions()).logits, expected)
 
@@ -166,7 +169,7 @@ def test_an_image_with_fewer_regions_uses_only_as_many_concepts():
     changed = {**inputs, "concept_ids": inputs["concept_ids"].clone()}
     changed["concept_ids"][1, 3:] = 10  # image 1 has three regions, image 2 two
     changed["concept_ids"][2, 2:] = 10
-    assert torch.equal(model(**changed, **captions()).logits, expected)
+    torch.testing.assert_close(model(**changed, **captions()).logits, expected, rtol=1e-5, atol=1e-6)
     changed["concept_ids"][2, 1] = 10
     actual = model(**changed, **captions()).logits
     assert torch.equal(actual[:2], expected[:2])
@@ -229,7 +232,9 @@ def test_untied_tables_are_two_through_saving_and_resizing(tmp_path):
     assert loaded.model.embed_concepts.weight.shape == (15, 8)
     inputs = small_inputs()
     inputs["concept_ids"][0, 0] = 14
-    assert torch.equal(loaded(**inputs, **captions()).logits, model(**inputs, **captions()).logits)
+    torch.testing.assert_close(
+        loaded(**inputs, **captions()).logits, model(**inputs, **captions()).logits, rtol=1e-5, atol=1e-6
+    )
 
 
 # Batches, padding and losses
@@ -314,7 +319,7 @@ def test_labels_become_inputs_one_place_later_behind_the_start():
     by_labels = model(**small_inputs(), labels=LABELS)
     explicit = model(**small_inputs(), decoder_input_ids=torch.tensor(expected))
     assert explicit.loss is None
-    assert torch.equal(by_labels.logits, explicit.logits)
+    torch.testing.assert_close(by_labels.logits, explicit.logits, rtol=1e-5, atol=1e-6)
     scored = by_labels.logits.log_softmax(dim=-1)[LABELS != -100]
     by_hand = -scored[torch.arange(10), LABELS[LABELS != -100]].mean()
     torch.testing.assert_close(by_labels.loss, by_hand)
@@ -381,7 +386,7 @@ def test_cells_of_the_backbones_map_are_the_regions_row_by_row():
     cells = torch.stack([torch.stack(rows) for rows in cells])
     assert cells.shape == (3, height * width, channels)
     expected = model(region_features=cells).last_hidden_state
-    assert torch.equal(model(pixel_values=pixels()).last_hidden_state, expected)
+    torch.testing.assert_close(model(pixel_values=pixels()).last_hidden_state, expected, rtol=1e-5, atol=1e-6)
 
 
 # Errors
