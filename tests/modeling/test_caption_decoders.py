@@ -30,8 +30,7 @@ def literal_attention(layer, h, rows):
 def literal_baseline(model, V, T, words):
     """Logits and weights of the four captioners of the official code; "regional" is the first over other features."""
     decoder, name = model.decoder, model.config.decoder_type.replace("visual_regional", "visual")
-    lstm = decoder.lstm
-    weights_of_lstm = (lstm.weight_ih_l0, lstm.weight_hh_l0, lstm.bias_ih_l0 + lstm.bias_hh_l0)
+    weights_of_lstm = (decoder.lstm_words.weight, decoder.lstm_states.weight, decoder.lstm_words.bias)
     v_a = None if V is None or name == "concept_attention" else decoder.project_visual(sum(V) / len(V))
     t_a = None if T is None else sum(T) / len(T)
     h = c = torch.zeros(model.config.hidden_size)
