@@ -27,7 +27,7 @@ class ImageMemory(ModelOutput):
     Args:
         last_hidden_state (`(B, n, width)`): The rows the decoder attends to.
         row_mask (`(B, n)`): 1 = real row, 0 = padding.
-        keys (`(B, n, attention_hidden_size)`): Rows as additive attention compares them.
+        row_keys (`(B, n, attention_hidden_size)`): Rows as additive attention compares them.
         pooled (`(B, width)`): The image's part of each LSTM input.
         first (`(B, width)`): Fed to the LSTM before the first word.
         attentions (`tuple` of `(B, 2, heads, n, n)`): Visual and textual attention of the module by iteration, if
@@ -36,7 +36,7 @@ class ImageMemory(ModelOutput):
 
     last_hidden_state: torch.FloatTensor | None = None
     row_mask: torch.LongTensor | None = None
-    keys: torch.FloatTensor | None = None
+    row_keys: torch.FloatTensor | None = None
     pooled: torch.FloatTensor | None = None
     first: torch.FloatTensor | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
@@ -196,7 +196,7 @@ class LSTMDecoder(CaptionDecoder):
         return ImageMemory(
             last_hidden_state=rows,
             row_mask=image.textual_mask if self.attended == "textual" else image.visual_mask,
-            keys=self.attention.keys(rows) if self.attended else None,
+            row_keys=self.attention.keys(rows) if self.attended else None,
             pooled=vectors[self.added],
             first=vectors[self.first] if self.first else None,
         )
@@ -216,7 +216,7 @@ class LSTMDecoder(CaptionDecoder):
         hidden = _stack(outputs)
         if not self.attended:
             return DecodedWords(hidden, None, cache)
-        weights = self.attention(hidden, memory.keys, memory.row_mask)  # (N, T, n)
+        weights = self.attention(hidden, memory.row_keys, memory.row_mask)  # (N, T, n)
         return DecodedWords(hidden + weights @ memory.last_hidden_state, weights[:, None], cache)
 
 
@@ -252,7 +252,7 @@ class UpDownDecoder(CaptionDecoder):
         return ImageMemory(
             last_hidden_state=rows,
             row_mask=image.visual_mask,
-            keys=self.attention.keys(rows),
+            row_keys=self.attention.keys(rows),
             pooled=self.attention_image(self.dropout(self.embed_global(mean).relu())),
         )
 
@@ -261,7 +261,7 @@ class UpDownDecoder(CaptionDecoder):
         gates = self.attention_words(words) + memory.pooled[:, None]  # (N, T, 4 R)
         h1, c1 = cache.layers[0].read(gates, self.width)
         h2, c2 = cache.layers[1].read(gates, self.width)
-        rows, keys, mask = memory.last_hidden_state, memory.keys, memory.row_mask
+        rows, keys, mask = memory.last_hidden_state, memory.row_keys, memory.row_mask
         outputs, weights = [], []
         for step, count in enumerate(sizes or [len(input_ids)] * input_ids.shape[1]):
             if count < len(h1):  # not at every step: the gradient of a part is written into one of the whole
