@@ -8,11 +8,13 @@ whole caption, once for an image; `forward` goes on from a cache of states for o
 Shapes: B images, N captions, T words, n rows (regions, cells or concepts) of an image.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from transformers import Cache, DynamicCache, EncoderDecoderCache, MarianConfig
 from transformers.models.marian.modeling_marian import MarianDecoder
 from transformers.utils import ModelOutput
@@ -79,10 +81,50 @@ def lstm_cell(gates: torch.Tensor, cell: torch.Tensor) -> tuple[torch.Tensor, to
     return o.sigmoid() * cell.tanh(), cell
 
 
+def _words_by_step(input_ids: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+    """(N, T) -> (sum of sizes): the words of the captions that go on, one step after another."""
+    return torch.cat([input_ids[:count, step] for step, count in enumerate(sizes)])
+
+
 def _stack(steps: list[torch.Tensor]) -> torch.Tensor:
     """(count_t, width) of each step -> (count_0, T, width), 0 where a caption has ended."""
     rows = len(steps[0])
     return torch.stack([nn.functional.pad(step, (0, 0, 0, rows - len(step))) for step in steps], dim=1)
+
+
+class _StepProduct(torch.autograd.Function):
+    """`x W' + b` of one step of several, whose gradients of W and b are left to the first step's backward, the last."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, is_first, waiting):
+        ctx.save_for_backward(x, weight)
+        ctx.is_first, ctx.waiting = is_first, waiting
+        return nn.functional.linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        x, weight = ctx.saved_tensors
+        ctx.waiting.append((gradient, x))
+        of_weight = of_bias = None
+        if ctx.is_first:
+            gradients, inputs = (torch.cat(parts) for parts in zip(*ctx.waiting, strict=True))
+            ctx.waiting.clear()
+            of_weight = gradients.T @ inputs if ctx.needs_input_grad[1] else None
+            of_bias = gradients.sum(dim=0) if ctx.needs_input_grad[2] else None
+        return gradient @ weight, of_weight, of_bias, None, None
+
+
+class RecurrentLinear(nn.Linear):
+    """A layer inside a loop over time, whose weights' gradient is one large product and not a sum of small ones."""
+
+    def over_steps(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The layer as a function of one step's input, to be called at each step of a loop."""
+        device = self.weight.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight.dtype
+        weight, bias = self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
+        first, waiting = iter([True]), []
+        return lambda x: _StepProduct.apply(x.to(dtype), weight, bias, next(first, False), waiting)
 
 
 class AttentionLayer(nn.Linear):
@@ -177,7 +219,7 @@ class LSTMDecoder(CaptionDecoder):
         if "visual" in (self.added, self.first):
             self.project_visual = nn.Linear(config.hidden_size, config.hidden_size)
         self.lstm_words = nn.Linear(config.embedding_size, 4 * config.hidden_size)  # with the LSTM's bias
-        self.lstm_states = nn.Linear(config.hidden_size, 4 * config.hidden_size, bias=False)
+        self.lstm_states = RecurrentLinear(config.hidden_size, 4 * config.hidden_size, bias=False)
         if self.attended:
             sizes = config.hidden_size, config.hidden_size, config.attention_hidden_size
             self.attention = AdditiveAttention(*sizes, bias=False, dropout=config.dropout)
@@ -202,15 +244,18 @@ class LSTMDecoder(CaptionDecoder):
         )
 
     def forward(self, input_ids, memory, cache, sizes=None):
-        gates = self.lstm_words(self.embed_words(input_ids) + memory.pooled[:, None])  # (N, T, 4 d)
+        sizes = sizes or [len(input_ids)] * input_ids.shape[1]
+        pooled = torch.cat([memory.pooled[:count] for count in sizes])
+        gates = self.lstm_words(self.embed_words(_words_by_step(input_ids, sizes)) + pooled).split(sizes)
+        lstm_states = self.lstm_states.over_steps()
         (layer,) = cache.layers
         starts = layer.num_steps == 0
-        h, c = layer.read(gates, self.width)
+        h, c = layer.read(gates[0], self.width)
         if starts and self.first:
-            h, c = lstm_cell(self.lstm_words(memory.first) + self.lstm_states(h), c)
+            h, c = lstm_cell(self.lstm_words(memory.first) + lstm_states(h), c)
         outputs = []
-        for step, count in enumerate(sizes or [len(input_ids)] * input_ids.shape[1]):
-            h, c = lstm_cell(gates[:count, step] + self.lstm_states(h[:count]), c[:count])
+        for words, count in zip(gates, sizes, strict=True):
+            h, c = lstm_cell(words + lstm_states(h[:count]), c[:count])
             outputs.append(h)
         layer.update(h, c, len(outputs))
         hidden = _stack(outputs)
@@ -239,8 +284,8 @@ class UpDownDecoder(CaptionDecoder):
         self.attention = AdditiveAttention(size, size, config.attention_hidden_size, bias=True)
         self.attention_words = nn.Linear(config.embedding_size, 4 * size)  # of x_t, with the LSTM's bias
         self.attention_image = nn.Linear(size, 4 * size, bias=False)  # of vbar
-        self.attention_states = nn.Linear(2 * size, 4 * size, bias=False)  # of [h2; h1]
-        self.language_states = nn.Linear(3 * size, 4 * size)  # of [vhat; h1; h2]
+        self.attention_states = RecurrentLinear(2 * size, 4 * size, bias=False)  # of [h2; h1]
+        self.language_states = RecurrentLinear(3 * size, 4 * size)  # of [vhat; h1; h2]
 
     def new_cache(self) -> RecurrentCache:
         return RecurrentCache(2)
@@ -257,19 +302,22 @@ class UpDownDecoder(CaptionDecoder):
         )
 
     def forward(self, input_ids, memory, cache, sizes=None):
-        words = self.dropout(self.embed_words(input_ids).relu())
-        gates = self.attention_words(words) + memory.pooled[:, None]  # (N, T, 4 R)
-        h1, c1 = cache.layers[0].read(gates, self.width)
-        h2, c2 = cache.layers[1].read(gates, self.width)
-        rows, keys, mask = memory.last_hidden_state, memory.row_keys, memory.row_mask
+        sizes = sizes or [len(input_ids)] * input_ids.shape[1]
+        words = self.dropout(self.embed_words(_words_by_step(input_ids, sizes)).relu())
+        gates = self.attention_words(words).split(sizes)
+        h1, c1 = cache.layers[0].read(gates[0], self.width)
+        h2, c2 = cache.layers[1].read(gates[0], self.width)
+        pooled, rows, keys, mask = memory.pooled, memory.last_hidden_state, memory.row_keys, memory.row_mask
+        attention_states, language_states = self.attention_states.over_steps(), self.language_states.over_steps()
         outputs, weights = [], []
-        for step, count in enumerate(sizes or [len(input_ids)] * input_ids.shape[1]):
+        for words, count in zip(gates, sizes, strict=True):
             if count < len(h1):  # not at every step: the gradient of a part is written into one of the whole
-                h1, c1, h2, c2, rows, keys, mask = (x[:count] for x in (h1, c1, h2, c2, rows, keys, mask))
-            h1, c1 = lstm_cell(gates[:count, step] + self.attention_states(torch.cat([h2, h1], dim=1)), c1)
+                h1, c1, h2, c2, pooled = (x[:count] for x in (h1, c1, h2, c2, pooled))
+                rows, keys, mask = (x[:count] for x in (rows, keys, mask))
+            h1, c1 = lstm_cell(words + pooled + attention_states(torch.cat([h2, h1], dim=1)), c1)
             alpha = self.attention(h1[:, None], keys, mask)  # (count, 1, n)
             attended = (alpha @ rows)[:, 0]
-            h2, c2 = lstm_cell(self.language_states(torch.cat([attended, h1, h2], dim=1)), c2)
+            h2, c2 = lstm_cell(language_states(torch.cat([attended, h1, h2], dim=1)), c2)
             outputs.append(h2)
             weights.append(alpha[:, 0])
         cache.layers[0].update(h1, c1, len(outputs))
