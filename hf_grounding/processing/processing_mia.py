@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from transformers import BatchFeature
 from transformers.processing_utils import ProcessorMixin
+from transformers.utils import ModelOutput
 
 from .grounding import GroundedCaption, Grounding
 from .image_processing_multilevel import MultiLevelGroundingImageProcessorPil
-from .regions import Regions, pad_regions
+from .regions import Regions, best_regions, pad_regions
 from .words import Phrase, as_phrase
 
 IGNORED = -100  # in labels
@@ -94,7 +95,7 @@ class MIAProcessor(ProcessorMixin):
             data.update(self._labels(captions))
         if text is not None:
             data["decoder_input_ids"] = self._prompts([text] if isinstance(text, str) else list(text))
-        names = [name for name in ("pixel_values", "region_mask", "concept_ids") if name in data]
+        names = [name for name in ("pixel_values", "region_mask", "concept_ids", "decoder_input_ids") if name in data]
         counts: dict[str, int] = {name: len(data[name]) for name in names}
         if captions is not None:
             counts["captions"] = len(captions)
@@ -114,6 +115,11 @@ class MIAProcessor(ProcessorMixin):
         return {name: torch.from_numpy(padded[name]) for name in ("region_features", "region_mask")}
 
     def _concept_inputs(self, concepts: Sequence[Sequence[str]]) -> dict[str, torch.Tensor]:
+        for image, words in enumerate(concepts):
+            if isinstance(words, str) or not all(isinstance(word, str) for word in words):
+                raise ValueError(f"Image {image} needs a list of words as its concepts, got {words!r}.")
+        if not concepts:
+            raise ValueError("`concepts` is empty; expected a list of words for each image.")
         rows = [[self._concept_id(word) for word in words[: self.max_concepts]] for words in concepts]
         ids = torch.full((len(rows), max(1, *map(len, rows))), self.tokenizer.pad_token_id)
         mask = torch.zeros_like(ids)
@@ -129,6 +135,8 @@ class MIAProcessor(ProcessorMixin):
         return self._concept_ids[word]
 
     def _labels(self, captions: Sequence[str] | Sequence[Sequence[str]]) -> dict[str, torch.Tensor]:
+        if isinstance(captions, str) or not captions:
+            raise ValueError(f"`captions` must hold a caption, or a list of them, for each image; got {captions!r}.")
         rows = [[row] if isinstance(row, str) else list(row) for row in captions]
         for image, row in enumerate(rows):
             if not row or not all(isinstance(caption, str) and caption.strip() for caption in row):
@@ -142,8 +150,8 @@ class MIAProcessor(ProcessorMixin):
         return {"labels": labels, "image_index": torch.tensor([image for image, row in enumerate(rows) for _ in row])}
 
     def _prompts(self, text: list[str]) -> torch.Tensor:
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if len({len(row) for row in ids}) > 1:
+        ids = [self.tokenizer(each, add_special_tokens=False)["input_ids"] for each in text]
+        if len({len(row) for row in ids}) != 1:
             raise ValueError(f"`text` must begin all captions with equally many words, got {text!r}.")
         return torch.tensor([[self.tokenizer.bos_token_id, *row] for row in ids])
 
@@ -160,20 +168,26 @@ class MIAProcessor(ProcessorMixin):
         r"""What a captioner wrote, each word with its region.
 
         Args:
-            outputs: Of `model.generate(..., return_dict_in_generate=True, output_attentions=True)`.
+            outputs: Of `model.generate(..., return_dict_in_generate=True, output_attentions=True)`. Words of a prompt
+                were given, not written, so they have no weights (NaN) and no box.
             regions ([`Regions`] or a list of them): Of each image, as they were given to this processor.
             phrases (*optional*): For each caption those of its phrases that are to be grounded: words of it, or spans
                 of its words. Default: every word.
 
         Returns:
             One [`GroundedCaption`] for each sequence, those of one image after another. A grounding's box is that of
-            the region with the largest weight, mean over the phrase's tokens, which is its score. Captions of a decoder
-            without attention to regions have groundings without boxes.
+            the region with the largest weight, mean over the phrase's words and each word's tokens, which is its score.
+            Captions of a decoder without attention to regions have groundings without boxes.
 
         Raises:
             ValueError: If regions or phrases do not fit to the outputs.
         """
         records = [regions] if isinstance(regions, Regions) else list(regions)
+        if not isinstance(outputs, ModelOutput) or outputs.get("cross_attentions") is None:
+            raise ValueError(
+                "`outputs` must be of `model.generate(..., return_dict_in_generate=True, output_attentions=True)`, got "
+                f"{'one without attentions' if isinstance(outputs, ModelOutput) else type(outputs).__name__}."
+            )
         sequences = outputs.sequences[:, 1:].tolist()
         if not records or len(sequences) % len(records):
             raise ValueError(f"{len(sequences)} captions do not belong to {len(records)} images' `regions`.")
@@ -183,13 +197,16 @@ class MIAProcessor(ProcessorMixin):
         per_image = len(sequences) // len(records)
         captions = []
         for number, ids in enumerate(sequences):
-            record = records[number // per_image]
-            if len(record) > self.max_regions:
-                record = record.select(slice(self.max_regions))
+            record = best_regions(records[number // per_image], self.max_regions)  # those that the model was given
             caption, words = self._words(ids)
             by_word = None
             if weights is not None:
-                by_word = _mean_by_word(weights[number, : len(ids), : len(record)].float().cpu().numpy(), words)
+                if len(record) > weights.shape[2]:
+                    raise ValueError(
+                        f"Image '{record.image_id}' has {len(record)} regions, but `outputs` are of at most "
+                        f"{weights.shape[2]}; give the regions that the model was given."
+                    )
+                by_word = _mean_by_word(weights[number, :, : len(record)].float().cpu().numpy(), words)
             spans = [Phrase(word, i, i + 1) for i, word in enumerate(caption.split())]
             if phrases is not None:
                 spans = [as_phrase(value, caption) for value in phrases[number]]
@@ -198,27 +215,36 @@ class MIAProcessor(ProcessorMixin):
         return captions
 
     def _words(self, ids: list[int]) -> tuple[str, np.ndarray]:
-        """A caption, and for each token the word of it that it is part of; -1 for special tokens."""
+        """A caption, and for each token the word of it that it is part of; -1 for tokens that are part of none."""
         starts = self.batch_decode([ids[: end + 1] for end in range(len(ids))])
-        special = set(self.tokenizer.all_special_ids)
-        words = [-1 if token in special else len(start.split()) - 1 for token, start in zip(ids, starts, strict=True)]
-        return (starts[-1] if starts else ""), np.array(words, dtype=int)
+        caption = starts[-1] if starts else ""
+        # A token that begins a word without a letter of it leaves a space at the end of what is written so far.
+        words = np.array([len(start.split()) - (start[-1:].strip() != "") for start in starts], dtype=int)
+        special = np.isin(ids, self.tokenizer.all_special_ids)
+        return caption, np.where(special | (words == len(caption.split())), -1, words)
 
 
 def _mean_by_word(weights: np.ndarray, words: np.ndarray) -> np.ndarray:
-    """Mean weights of the tokens of each word: (num_tokens, num_regions), (num_tokens,) -> (num_words, num_regions)."""
+    """Mean weights of the tokens of each word, NaN for words of a prompt, which is before the first token with weights.
+
+    (num_written, num_regions), (num_tokens,) -> (num_words, num_regions)
+    """
     belongs = words == np.arange(words.max(initial=-1) + 1)[:, None]  # (num_words, num_tokens)
-    return belongs @ weights / belongs.sum(axis=1, keepdims=True)
+    belongs = belongs[:, len(words) - len(weights) :]
+    counts = belongs.sum(axis=1, keepdims=True)
+    return np.where(counts, belongs @ weights / counts.clip(min=1), np.nan)
 
 
 def _grounding(phrase: Phrase, weights: np.ndarray | None, boxes: np.ndarray) -> Grounding:
-    if weights is None:
-        return Grounding(phrase.text, (phrase.start, phrase.end), None, None, 0.0)
-    mean = weights[phrase.start : phrase.end].mean(axis=0)
+    span = (phrase.start, phrase.end)
+    rows = np.empty((0, len(boxes))) if weights is None else weights[slice(*span)]
+    rows = rows[~np.isnan(rows).any(axis=1)]
+    if not len(rows):
+        return Grounding(phrase.text, span, None, None, 0.0)
+    mean = rows.mean(axis=0)
     best = int(mean.argmax())
     x1, y1, x2, y2 = (float(side) for side in boxes[best])
-    box, point = (x1, y1, x2, y2), ((x1 + x2) / 2, (y1 + y2) / 2)
-    return Grounding(phrase.text, (phrase.start, phrase.end), box, point, float(mean[best]))
+    return Grounding(phrase.text, span, (x1, y1, x2, y2), ((x1 + x2) / 2, (y1 + y2) / 2), float(mean[best]))
 
 
 __all__ = ["MIAProcessor"]

@@ -481,7 +481,7 @@ def pad_regions(regions: Sequence[Regions], max_regions: int | None = None) -> d
         raise ValueError("There is nothing to pad: `regions` is empty; expected one `Regions` per image.")
     if max_regions is not None and max_regions < 1:
         raise ValueError(f"`max_regions` must be 1 or more, got {max_regions}.")
-    regions = [_best(record, max_regions) for record in regions]
+    regions = [best_regions(record, max_regions) for record in regions]
     longest = max(len(record) for record in regions)
     batch = {}
     for name in ("boxes", "region_features", "class_probs"):
@@ -502,7 +502,8 @@ def pad_regions(regions: Sequence[Regions], max_regions: int | None = None) -> d
     return batch
 
 
-def _best(record: Regions, max_regions: int | None) -> Regions:
+def best_regions(record: Regions, max_regions: int | None) -> Regions:
+    """The record with at most so many regions: those of the highest scores, or the first ones; the order stays."""
     if max_regions is None or len(record) <= max_regions:
         return record
     if record.scores is None:

@@ -1,6 +1,7 @@
 """Captioners: training by cross entropy, and evaluation of what they write with the caption metrics."""
 
 import logging
+import math
 import os
 import random
 import time
@@ -34,7 +35,7 @@ from .common import (
     training_facts,
     write_results,
 )
-from .recipe import Recipe
+from .recipe import Recipe, RegionSettings
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +49,11 @@ class CaptioningTrainingArguments(RecipeTrainingArguments):
     Args:
         captions_per_image (`int`): Captions of an image in a batch, which share what is computed of it; drawn anew
             every epoch where an image has more. A batch is of so many images as `per_device_train_batch_size` says.
-        max_grad_value (`float`, *optional*): Clip each number of the gradients at this (0.1 in both official codes).
+        max_grad_value (`float`, *optional*): Clip each number of the gradients at this (0.1 in both official codes),
+            after they were clipped by their norm, which `max_grad_norm: 0` turns off.
         lr_decay_factor (`float`, *optional*): Multiply the learning rate by it, every `lr_decay_every` epochs after the
-            first `lr_decay_start`. Replaces `lr_scheduler_type`. Up-Down: 0.8 every 3; MIA: 0.986 every 1 after 20.
+            first `lr_decay_start`. Replaces `lr_scheduler_type`. Up-Down: 0.8 every 3. MIA: 0.5**(1/50) = 0.9862 every
+            1 after 19, so that the 21st epoch is the first with less.
         scheduled_sampling_increase (`float`): Added to the probability that the model reads its own words, every
             `scheduled_sampling_every` epochs, up to `scheduled_sampling_max` (Up-Down: 0.05 every 5 up to 0.25).
         metric_for_best_model (`str`): Of `CaptioningTrainer.evaluate`; default CIDEr-D.
@@ -77,6 +80,8 @@ class CaptioningTrainingArguments(RecipeTrainingArguments):
         for name in ("captions_per_image", "lr_decay_every", "scheduled_sampling_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be 1 or more, got {getattr(self, name)}.")
+        if self.lr_decay_start < 0:
+            raise ValueError(f"`lr_decay_start` must be 0 or more, got {self.lr_decay_start}.")
         for name in ("scheduled_sampling_increase", "scheduled_sampling_max"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)}.")
@@ -107,6 +112,12 @@ class ImageInputs:
                     f"{len(missing)} of {len(image_ids)} images of '{where}' have no {name}, such as '{missing[0]}'; "
                     f"extract them with `hf-grounding extract-{'features' if name == 'regions' else 'concepts'}`."
                 )
+        empty = [image_id for image_id in image_ids if not len(self.regions[image_id])]
+        if empty:
+            raise ValueError(
+                f"In {len(empty)} of {len(image_ids)} images of '{where}' no region was found, such as '{empty[0]}'; "
+                "extract with a lower `--threshold`, or leave them out."
+            )
 
     def read(self, image_ids: Sequence[str]) -> dict[str, Any]:
         """Arguments of [`MIAProcessor`]."""
@@ -182,6 +193,8 @@ class CaptioningTrainer(Trainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """With gradients clipped by value before each step, if asked for."""
+        if self.optimizer is not None:
+            return self.optimizer
         optimizer = super().create_optimizer(model)
         if self.args.max_grad_value is not None:
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -194,7 +207,8 @@ class CaptioningTrainer(Trainer):
         if factor is None:
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
-            steps_per_epoch = max(1, round(num_training_steps / self.args.num_train_epochs))
+            batches = math.ceil(len(self.train_dataset) / (self.args.train_batch_size * self.args.world_size))
+            steps_per_epoch = math.ceil(batches / self.args.gradient_accumulation_steps)
 
             def scale(step: int) -> float:
                 epochs = step // steps_per_epoch - self.args.lr_decay_start
@@ -260,22 +274,35 @@ def score_captions(captions: Sequence[str], references: Sequence[Sequence[str]])
 
 
 def load_images(recipe: Recipe, rows: Dataset, split: str) -> ImageInputs:
-    """Regions and concepts of a split, from the recipe's files, or simulated for scenes."""
-    settings = recipe.images
-    if recipe.dataset.name == "scenes":
-        options = {name: recipe.dataset.options[name] for name in ("attributes",) if name in recipe.dataset.options}
-        detector = SceneDetector(**options, **settings.scene_detector)
-        regions = {row["image_id"]: detector(row) for row in rows}
-        return ImageInputs(regions, {row["image_id"]: scene_concepts(row, **options) for row in rows})
+    r"""Regions and concepts of a split, from the recipe's files, or simulated for scenes.
+
+    Raises:
+        ValueError: If an image lacks captions, regions or concepts, or no store is named.
+    """
+    bare = [row for row, captions in enumerate(rows["captions"]) if not captions]
+    if bare:
+        example = rows["image_id"][bare[0]]
+        raise ValueError(f"{len(bare)} images of '{split}' have no caption, such as '{example}'; leave them out.")
+    images = _simulated(recipe, rows) if recipe.dataset.name == "scenes" else _extracted(recipe.images)
+    images.check(rows["image_id"], split)
+    return images
+
+
+def _simulated(recipe: Recipe, rows: Dataset) -> ImageInputs:
+    options = {name: recipe.dataset.options[name] for name in ("attributes",) if name in recipe.dataset.options}
+    detector = SceneDetector(**options, **recipe.images.scene_detector)
+    concepts = {row["image_id"]: scene_concepts(row, **options) for row in rows}
+    return ImageInputs({row["image_id"]: detector(row) for row in rows}, concepts)
+
+
+def _extracted(settings: RegionSettings) -> ImageInputs:
     if settings.store is None:
         raise ValueError("Section `regions` names no `store`; make one with `hf-grounding extract-features`.")
     concepts = None
     if settings.concepts is not None:
         found = read_image_concepts(below_data_root(settings.concepts))
         concepts = {str(image_id): words for image_id, words in found.items()}
-    images = ImageInputs(RegionStore(below_data_root(settings.store)), concepts)
-    images.check(rows["image_id"], split)
-    return images
+    return ImageInputs(RegionStore(below_data_root(settings.store)), concepts)
 
 
 def build_captioner(
@@ -321,6 +348,11 @@ def train_captioner(recipe: Recipe, output_dir: str | os.PathLike, *, resume: bo
     if features is None:
         raise ValueError("The regions have no features; extract them again with a `--backbone`.")
     model, processor = build_captioner(recipe, train_rows["captions"][:], features.shape[1])
+    if model.config.uses_concepts and train_images.concepts is None:
+        raise ValueError(
+            "This captioner reads concepts, and section `regions` names no `concepts`; make them with `hf-grounding "
+            "extract-concepts`, or set `mia_iterations: 0` and a decoder without concepts."
+        )
     trainer = CaptioningTrainer(
         model=model,
         args=args,

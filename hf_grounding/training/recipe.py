@@ -51,8 +51,7 @@ class TextSettings:
     encoder: str | None = None  # any AutoModel text encoder: a folder or a name on the Hub
 
     def validate_min_count(self) -> None:
-        if self.min_count < 1:
-            raise ValueError(f"`min_count` must be 1 or more, got {self.min_count}.")
+        _check_positive(self, "min_count")
 
 
 @strict
@@ -87,6 +86,9 @@ class RegionSettings:
     max_concepts: int = 36
     extraction: dict | None = None  # how the store was made, for photos: see `MIAProcessor`
 
+    def validate_sizes(self) -> None:
+        _check_positive(self, "max_regions", "max_concepts")
+
 
 @strict
 @dataclass
@@ -98,9 +100,15 @@ class CaptionSettings:
     max_words: int | None = None  # default: the convention's
     num_beams: int = 3
 
-    def validate_num_beams(self) -> None:
-        if self.num_beams < 1:
-            raise ValueError(f"`num_beams` must be 1 or more, got {self.num_beams}.")
+    def validate_sizes(self) -> None:
+        _check_positive(self, "min_count", "max_words", "num_beams")
+
+
+def _check_positive(settings: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise ValueError(f"`{name}` must be 1 or more, got {value}.")
 
 
 @dataclass
@@ -130,14 +138,14 @@ class Recipe:
     def network(self) -> BackboneSettings:
         """Section `backbone` of a system that has one."""
         if self.backbone is None:
-            raise ValueError(f"A {self.system} has no `backbone`.")
+            raise ValueError(f"A {SYSTEM_NOUNS[self.system]} has no `backbone`.")
         return self.backbone
 
     @property
     def images(self) -> RegionSettings:
         """Section `regions` of a system that has one."""
         if self.regions is None:
-            raise ValueError(f"A {self.system} has no `regions`.")
+            raise ValueError(f"A {SYSTEM_NOUNS[self.system]} has no `regions`.")
         return self.regions
 
     @classmethod
@@ -162,11 +170,13 @@ class Recipe:
                 raise ValueError(f"The recipe has no `{required}`.")
         recipe = cls(**sections)
         untouched = cls(recipe.description, recipe.dataset)
-        for name in _KINDS.keys() - {"dataset", *own}:
-            if getattr(recipe, name) != getattr(untouched, name):
-                raise ValueError(f"A {system} has no settings in section `{name}`; leave it out.")
+        for name in _KINDS:
+            if name not in ("dataset", *own) and getattr(recipe, name) != getattr(untouched, name):
+                raise ValueError(f"A {SYSTEM_NOUNS[system]} has no settings in section `{name}`; leave it out.")
         if system == "concept_detector" and recipe.backbone and len(recipe.backbone.levels) != 1:
             raise ValueError(f"A concept detector reads one level, got `backbone.levels` {recipe.backbone.levels}.")
+        if recipe.regions is not None:
+            _check_regions(recipe.regions, recipe.dataset.name)
         return recipe
 
     @classmethod
@@ -216,6 +226,12 @@ _SECTIONS = {
     "mia": ("regions", "captions"),
 }
 
+SYSTEM_NOUNS = {
+    "multilevel_grounding": "phrase grounding model",
+    "concept_detector": "concept detector",
+    "mia": "captioner",
+}
+
 # Settings of a model that the run finds out itself: from backbone, vocabulary and the captions' words.
 _NOT_GIVEN = {
     *("backbone_config", "backbone_levels", "level_channels", "text_config", "vocab_size", "pad_token_id"),
@@ -247,6 +263,20 @@ def _system(values: dict[str, Any]) -> str:
     if system not in known:
         raise ValueError(f"`system` must be one of {', '.join(known)}, got {system!r}.{_nearest(str(system), known)}")
     return system
+
+
+def _check_regions(settings: RegionSettings, dataset: str) -> None:
+    """Those of scenes are simulated, those of all other data sets are read."""
+    from ..data.scene_regions import SceneDetector
+
+    if dataset == "scenes":
+        for name in ("store", "concepts"):
+            if getattr(settings, name) is not None:
+                raise ValueError(f"Regions and concepts of scenes are simulated; leave `regions.{name}` out.")
+        known = [f.name for f in fields(SceneDetector) if f.name != "attributes"]  # those of the scenes
+        _check_keys(settings.scene_detector, known, "regions.scene_detector")
+    elif settings.scene_detector:
+        raise ValueError(f"`regions.scene_detector` is of the data set 'scenes', not of '{dataset}'; leave it out.")
 
 
 def _keys(model: type) -> list[str]:
@@ -325,12 +355,19 @@ def _override(values: dict[str, Any], key: str, value: Any) -> None:
 def _section_of(key: str, values: dict[str, Any]) -> str | None:
     """The one section that has `key`, None for a top-level key."""
     model, training = _classes(values)
-    own = {name: kind for name, kind in _KINDS.items() if name in ("dataset", *_SECTIONS[_system(values)])}
+    system = _system(values)
+    own = {name: kind for name, kind in _KINDS.items() if name in ("dataset", *_SECTIONS[system])}
     kinds = {**own, "model": model, "training": training}
-    if key in {f.name for f in fields(Recipe)}:
+    top_level = {f.name for f in fields(Recipe)}
+    if key in top_level - (_KINDS.keys() - own.keys()):
         return None
     found = [section for section, kind in kinds.items() if key in {f.name for f in fields(kind)}]
     if not found:
+        if key in top_level:
+            return None  # a section of other systems
+        others = [f"`{name}`" for name, kind in _KINDS.items() if key in {f.name for f in fields(kind)}]
+        if others:
+            raise ValueError(f"A {SYSTEM_NOUNS[system]} has no `{key}`, which is of the section {' or '.join(others)}.")
         everything = sorted({f.name for kind in kinds.values() for f in fields(kind)})
         raise ValueError(f"No section of the recipe has a key `{key}`.{_nearest(key, everything)}")
     if len(found) > 1:

@@ -46,7 +46,7 @@ from .features import default_cache_dir, feature_store
 from .grounding_data import CaptionPerImage, GroundingCollator
 from .grounding_evaluation import predict_groundings, score_groundings
 from .grounding_trainer import GroundingTrainer, GroundingTrainingArguments
-from .recipe import RECIPE_FILE, Recipe
+from .recipe import RECIPE_FILE, SYSTEM_NOUNS, Recipe
 from .report import build_report
 
 logger = logging.getLogger(__name__)
@@ -184,8 +184,9 @@ def evaluate(
     }
     for name, value in overrides.items():
         if value is not None:
-            if settings.system == "concept_detector":
-                raise ValueError(f"`{name}` is of phrase grounding, and '{model_dir}' holds a concept detector.")
+            if settings.system != "multilevel_grounding":
+                noun = SYSTEM_NOUNS[settings.system]
+                raise ValueError(f"`{name}` is of phrase grounding, and '{model_dir}' holds a {noun}.")
             setattr(settings.evaluation, name, value)
     if data_dir is not None:
         settings.dataset.data_dir = data_dir
