@@ -17,18 +17,23 @@ _HOMES = {
     "ConceptDetector": "modeling.modeling_concepts",
     "ConceptDetectorConfig": "modeling.configuration_concepts",
     "ConceptProcessor": "processing.concepts",
+    "GroundedCaption": "processing.grounding",
+    "GroundedCaptioningPipeline": "pipelines",
     "Grounding": "processing.grounding",
     "MIAConfig": "modeling.configuration_mia",
     "MIAForCaptioning": "modeling.modeling_mia",
     "MIAModel": "modeling.modeling_mia",
+    "MIAProcessor": "processing.processing_mia",
     "MultiLevelGroundingConfig": "modeling.configuration_multilevel",
     "MultiLevelGroundingModel": "modeling.modeling_multilevel",
     "MultiLevelGroundingProcessor": "processing.processing_multilevel",
     "MutualIterativeAttention": "modeling.mutual_iterative_attention",
     "PhraseGroundingPipeline": "pipelines",
     "attention_correctness": "metrics.attention_correctness",
+    "draw_grounded_caption": "visualization_captions",
     "draw_grounding": "visualization",
     "draw_groundings": "visualization",
+    "draw_mutual_attention": "visualization_captions",
     "load_grounding_dataset": "data",
     "pointing_game": "metrics.pointing_game",
     "save_with_code": "hub",
@@ -49,12 +54,17 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; tests/test_pa
     from .modeling.modeling_mia import MIAModel as MIAModel
     from .modeling.modeling_multilevel import MultiLevelGroundingModel as MultiLevelGroundingModel
     from .modeling.mutual_iterative_attention import MutualIterativeAttention as MutualIterativeAttention
+    from .pipelines import GroundedCaptioningPipeline as GroundedCaptioningPipeline
     from .pipelines import PhraseGroundingPipeline as PhraseGroundingPipeline
     from .processing.concepts import ConceptProcessor as ConceptProcessor
+    from .processing.grounding import GroundedCaption as GroundedCaption
     from .processing.grounding import Grounding as Grounding
+    from .processing.processing_mia import MIAProcessor as MIAProcessor
     from .processing.processing_multilevel import MultiLevelGroundingProcessor as MultiLevelGroundingProcessor
     from .visualization import draw_grounding as draw_grounding
     from .visualization import draw_groundings as draw_groundings
+    from .visualization_captions import draw_grounded_caption as draw_grounded_caption
+    from .visualization_captions import draw_mutual_attention as draw_mutual_attention
 
 
 def __getattr__(name: str) -> Any:

@@ -23,7 +23,6 @@ def _register_configs() -> None:
     from .modeling.configuration_mia import MIAConfig
     from .modeling.configuration_multilevel import MultiLevelGroundingConfig
 
-    AutoConfig.register(MIAConfig.model_type, MIAConfig, exist_ok=True)
     AutoConfig.register(ConceptDetectorConfig.model_type, ConceptDetectorConfig, exist_ok=True)
     AutoConfig.register(MIAConfig.model_type, MIAConfig, exist_ok=True)
     AutoConfig.register(MultiLevelGroundingConfig.model_type, MultiLevelGroundingConfig, exist_ok=True)
@@ -56,11 +55,13 @@ def _register_image_processors() -> None:
     from transformers import AutoImageProcessor
 
     from .modeling.configuration_concepts import ConceptDetectorConfig
+    from .modeling.configuration_mia import MIAConfig
     from .modeling.configuration_multilevel import MultiLevelGroundingConfig
     from .processing.image_processing_multilevel import MultiLevelGroundingImageProcessorPil
 
     classes = {"pil": MultiLevelGroundingImageProcessorPil}
     AutoImageProcessor.register(ConceptDetectorConfig, image_processor_classes=classes, exist_ok=True)
+    AutoImageProcessor.register(MIAConfig, image_processor_classes=classes, exist_ok=True)
     AutoImageProcessor.register(MultiLevelGroundingConfig, image_processor_classes=classes, exist_ok=True)
 
 
@@ -68,18 +69,21 @@ def _register_processors() -> None:
     from transformers import AutoProcessor
 
     from .modeling.configuration_concepts import ConceptDetectorConfig
+    from .modeling.configuration_mia import MIAConfig
     from .modeling.configuration_multilevel import MultiLevelGroundingConfig
     from .processing.concepts import ConceptProcessor
+    from .processing.processing_mia import MIAProcessor
     from .processing.processing_multilevel import MultiLevelGroundingProcessor
 
     AutoProcessor.register(ConceptDetectorConfig, ConceptProcessor, exist_ok=True)
+    AutoProcessor.register(MIAConfig, MIAProcessor, exist_ok=True)
     AutoProcessor.register(MultiLevelGroundingConfig, MultiLevelGroundingProcessor, exist_ok=True)
 
 
 def _register_pipelines() -> None:
-    from .pipelines import register_pipeline
+    from .pipelines import register_pipelines
 
-    register_pipeline()
+    register_pipelines()
 
 
 class _Registrar(MetaPathFinder):

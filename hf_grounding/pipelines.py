@@ -1,22 +1,55 @@
-"""`pipeline("phrase-grounding", model=...)`: a photo and text in, the place of each phrase out.
+"""Tasks of `transformers.pipeline`: photos in, words with their places out.
 
-The task joins transformers' registry once both `hf_grounding` and `transformers.pipelines` are imported, see `_auto`.
+"phrase-grounding": the place of each phrase of a text. "grounded-captioning": a caption, and what each word is about.
+
+They join transformers' registry once both `hf_grounding` and `transformers.pipelines` are imported, see `_auto`.
 """
 
 import os
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
-from transformers import AutoModelForZeroShotObjectDetection
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoModelForZeroShotObjectDetection
 from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 
-from .processing.grounding import Grounding
+from .modeling.modeling_concepts import ConceptDetector
+from .modeling.mutual_iterative_attention import accumulated_attention
+from .processing.concepts import ConceptProcessor, RankedConcept
+from .processing.extraction import GridExtractor, RegionExtractor, load_extractor
+from .processing.grounding import GroundedCaption, Grounding
+from .processing.paths import below_data_root
 from .processing.photos import load_photo
+from .processing.regions import Regions
 from .processing.words import parse_brackets
 
-TASK = "phrase-grounding"
+
+class _PhotoPipeline(Pipeline):
+    """What our pipelines share: a model in evaluation mode, with a processor that can read its outputs."""
+
+    _load_processor = True
+    _load_tokenizer = False  # both are parts of the processor
+    _load_image_processor = False
+    _load_feature_extractor = False
+
+    def _check_processor(self, method: str, purpose: str) -> None:
+        if not hasattr(self.processor, method):
+            raise ValueError(
+                f"{type(self.model).__name__} has no processor for {purpose}, got "
+                f"{type(self.processor).__name__}; give a model of this package, and its `processor` too."
+            )
+        self.model.eval()
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Model and processor, which load wherever hf_grounding is installed; no copy of this file, no remote code."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory, **kwargs)
 
 
-class PhraseGroundingPipeline(Pipeline):
+class PhraseGroundingPipeline(_PhotoPipeline):
     r"""Where in the photo are the phrases?
 
     Example:
@@ -33,19 +66,9 @@ class PhraseGroundingPipeline(Pipeline):
         timeout (`float`): Seconds to wait for a photo from the web.
     """
 
-    _load_processor = True
-    _load_tokenizer = False  # both are parts of the processor
-    _load_image_processor = False
-    _load_feature_extractor = False
-
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        if not hasattr(self.processor, "post_process_grounding"):
-            raise ValueError(
-                f"{type(self.model).__name__} has no processor for phrase grounding, got "
-                f"{type(self.processor).__name__}; give a model of this package, and its `processor` too."
-            )
-        self.model.eval()
+        self._check_processor("post_process_grounding", "phrase grounding")
 
     def __call__(self, image: Any, text: str | list[str] | None = None, **kwargs: Any) -> Any:
         r"""
@@ -112,18 +135,259 @@ class PhraseGroundingPipeline(Pipeline):
     def postprocess(self, model_outputs: dict[str, Any]) -> list[Grounding]:
         return model_outputs["groundings"]
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Model and processor, which load wherever hf_grounding is installed; no copy of this file, no remote code."""
-        self.model.save_pretrained(save_directory, **kwargs)
-        self.processor.save_pretrained(save_directory, **kwargs)
+
+class ConceptExtractor:
+    r"""Photos -> the likeliest words of each.
+
+    Args:
+        model ([`ConceptDetector`]): Which words would people use?
+        processor ([`ConceptProcessor`]): Its processor.
+    """
+
+    def __init__(self, model: ConceptDetector, processor: ConceptProcessor):
+        self.model, self.processor = model.eval(), processor
+
+    @classmethod
+    def from_pretrained(cls, source: str, device: Any = "cpu") -> "ConceptExtractor":
+        r"""From a folder or a name on the Hub.
+
+        Raises:
+            ValueError: If it cannot be loaded, or is another kind of model.
+        """
+        try:
+            kind = AutoConfig.from_pretrained(source).model_type
+            if kind != ConceptDetector.config_class.model_type:
+                raise ValueError(f"it is a {kind}, no {ConceptDetector.config_class.model_type}")
+            model, processor = ConceptDetector.from_pretrained(source), ConceptProcessor.from_pretrained(source)
+        except Exception as error:  # whatever is missing from it or damaged
+            raise ValueError(f"Model '{source}' cannot be loaded: {error}") from error
+        return cls(model.to(device), processor)
+
+    @torch.no_grad()
+    def __call__(self, photos: Sequence[Image.Image], top: int | None = None) -> list[list[RankedConcept]]:
+        """The `top` likeliest words of upright RGB photos; by default as many as the processor says."""
+        pixels = self.processor(images=list(photos))["pixel_values"].to(self.model.device)
+        # Convolutions on a CPU are much faster with channels last in memory.
+        probs = self.model(pixels.to(memory_format=torch.channels_last)).concept_probs
+        return self.processor.rank(probs, top)
 
 
-def register_pipeline() -> None:
-    """Makes the task known to `transformers.pipeline`."""
-    if TASK not in PIPELINE_REGISTRY.supported_tasks:
-        PIPELINE_REGISTRY.register_pipeline(
-            TASK,
-            pipeline_class=PhraseGroundingPipeline,
-            pt_model=AutoModelForZeroShotObjectDetection,
-            type="multimodal",
+class GroundedCaptioningPipeline(_PhotoPipeline):
+    r"""What is in the photo, and where?
+
+    Regions and concepts of a photo are made as those of the training were (`processor.extraction`), unless arguments
+    say otherwise; they and the networks for it are folders, folders below the data root, or names on the Hub.
+
+    Example:
+
+        >>> from transformers import pipeline
+        >>> import hf_grounding
+        >>> describe = pipeline("grounded-captioning", model="runs/mia_up_down_flickr8k")
+        >>> caption = describe("photo.jpg")
+        >>> caption.caption, [(word.phrase, word.box, word.score) for word in caption.groundings]
+
+    Args:
+        detector (`str`, *optional*): A detector for the regions, see [`load_extractor`].
+        backbone (`str`, *optional*): A vision model for their features.
+        grid (`int`, *optional*): Cells along each side, in place of a detector's regions.
+        concept_detector (`str`, *optional*): A [`ConceptDetector`] for the concepts.
+
+    Options, of the pipeline or of a call:
+        num_beams, max_new_tokens, num_return_sequences, ...: Of `generate`; by default the model's own.
+        timeout (`float`): Seconds to wait for a photo from the web.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        detector: str | None = None,
+        backbone: str | None = None,
+        grid: int | None = None,
+        concept_detector: str | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(*args, **kwargs)
+        self._check_processor("post_process_grounded_captions", "captioning")
+        given = {"detector": detector, "backbone": backbone, "grid": grid, "concept_detector": concept_detector}
+        given = {name: value for name, value in given.items() if value is not None}
+        extraction = dict(self.processor.extraction or {})
+        if any(name in given and name not in extraction for name in ("detector", "grid")):
+            # Settings of a detector's regions mean nothing to a grid, nor the reverse.
+            extraction = {name: extraction[name] for name in ("backbone", "concept_detector") if name in extraction}
+        self.extraction: dict[str, Any] = extraction | given
+
+    def __call__(self, image: Any, regions: Any = None, concepts: Any = None, **kwargs: Any) -> Any:
+        r"""
+        Args:
+            image: A photo: path, URL, or PIL image. Or any list, data set or generator of photos, or of dictionaries
+                `{"image": photo, "regions": regions, "concepts": concepts}`, the last two optional.
+            regions ([`Regions`], *optional*): Of the photo, with features, if they are there already; a list of them
+                for a list of photos.
+            concepts (list of words, *optional*): Of the photo, likewise, the likeliest first.
+
+        Returns:
+            A [`GroundedCaption`] in pixels of the upright photo; a list of them for a list of photos. With
+            `num_return_sequences` above 1 each of them is a list.
+
+        Raises:
+            FileNotFoundError: If there is no such photo.
+            ValueError: If a photo cannot be read, or its regions or concepts are not given and it is not known how to
+                make them, or lists differ in length.
+        """
+        if regions is None and concepts is None:
+            return super().__call__(image, **kwargs)
+        if not isinstance(image, list | tuple):
+            return super().__call__({"image": image, "regions": regions, "concepts": concepts}, **kwargs)
+        columns = {"image": image, "regions": regions, "concepts": concepts}
+        columns = {name: values for name, values in columns.items() if values is not None}
+        if len({len(values) for values in columns.values()}) > 1:
+            counts = ", ".join(f"{len(values)} of `{name}`" for name, values in columns.items())
+            raise ValueError(f"All must be given for the same photos, got {counts}.")
+        rows = zip(*columns.values(), strict=True)
+        return super().__call__([dict(zip(columns, row, strict=True)) for row in rows], **kwargs)
+
+    def extract(self, photos: Sequence[Image.Image]) -> tuple[list[Regions] | None, list[list[str]] | None]:
+        r"""Regions and concepts of upright RGB photos, each as far as the model reads them, else `None`.
+
+        Raises:
+            ValueError: If it is not known how to make them, networks for it cannot be loaded, or a photo has none.
+        """
+        config = self.model.config
+        regions = self._checked(self._regions_of(photos)) if config.uses_regions else None
+        return regions, self._concepts_of(photos) if config.uses_concepts else None
+
+    @torch.no_grad()
+    def accumulated_attentions(self, regions: Regions, concepts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        r"""What Mutual Iterative Attention gathers in each refined row after each of its iterations, Figure 5.
+
+        Args:
+            regions, concepts: Of a photo, as [`extract`] gives them.
+
+        Returns:
+            Weights of the regions (iterations, num_rows, num_regions) and of the concepts (iterations, num_rows,
+            num_concepts), of as many as there are rows.
+
+        Raises:
+            ValueError: If the model has no such module.
+        """
+        if not self.model.config.mia_iterations:
+            raise ValueError("The model has no mutual iterative attention (`config.mia_iterations` is 0).")
+        inputs = self.processor(regions=regions, concepts=[concepts]).to(self.device)
+        refined = self.model.model(**inputs, output_attentions=True)
+        visual, textual = (
+            torch.cat(accumulated_attention(attentions)).float().cpu().numpy()
+            for attentions in (refined.attentions, refined.textual_attentions)
         )
+        return visual, textual[..., : inputs["concept_ids"].shape[1]]
+
+    def _sanitize_parameters(
+        self, timeout: float | None = None, **generate_kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        return {} if timeout is None else {"timeout": timeout}, generate_kwargs, {}
+
+    def preprocess(self, inputs: Any, timeout: float | None = None) -> dict[str, Any]:
+        entry = inputs if isinstance(inputs, dict) else {"image": inputs}
+        if "image" not in entry:
+            raise ValueError(f'Give a photo, or {{"image": photo}}; got a dictionary of {sorted(entry)}.')
+        return {"photo": load_photo(entry["image"], timeout)} | {
+            name: entry.get(name) for name in ("regions", "concepts")
+        }
+
+    def _forward(self, model_inputs: dict[str, Any], **generate_kwargs: Any) -> dict[str, Any]:
+        # Networks run here, where the batch is known.
+        one = isinstance(model_inputs["photo"], Image.Image)
+        photos, regions, concepts = (
+            [model_inputs[k]] if one else model_inputs[k] for k in ("photo", "regions", "concepts")
+        )
+        config, inputs = self.model.config, {}
+        if config.uses_regions:
+            records = self._checked(_filled_up(regions, photos, self._regions_of))
+            inputs["regions"] = records
+        else:
+            records = [Regions("photo", (photo.height, photo.width), np.zeros((0, 4))) for photo in photos]
+        if config.uses_concepts:
+            inputs["concepts"] = _filled_up(concepts, photos, self._concepts_of)
+        outputs = self.model.generate(
+            **self.processor(**inputs).to(self.device),
+            **{"return_dict_in_generate": True, "output_attentions": True} | generate_kwargs,
+        )
+        captions = self.processor.post_process_grounded_captions(outputs, records)
+        each = len(captions) // len(photos)
+        rows = captions if each == 1 else [captions[start : start + each] for start in range(0, len(captions), each)]
+        return {"captions": rows[0] if one else rows}
+
+    def postprocess(self, model_outputs: dict[str, Any]) -> GroundedCaption | list[GroundedCaption]:
+        return model_outputs["captions"]
+
+    @cached_property
+    def _extractor(self) -> RegionExtractor | GridExtractor:
+        settings = {name: value for name, value in self.extraction.items() if name != "concept_detector"}
+        if not {"detector", "grid"} & settings.keys():
+            raise ValueError(
+                "The model does not say where its regions came from (`processor.extraction`). Give `detector` and "
+                "`backbone`, or `grid` and `backbone`, those of its training; or give `regions`."
+            )
+        if "backbone" not in settings and not settings.get("detector_features"):
+            raise ValueError(
+                "The regions have no features: give the `backbone` of the model's training, or "
+                "`detector_features=True` in `processor.extraction`."
+            )
+        for name in {"detector", "backbone"} & settings.keys():
+            settings[name] = below_data_root(settings[name])
+        return load_extractor(**settings, device=self.device)
+
+    @cached_property
+    def _concept_extractor(self) -> ConceptExtractor:
+        if "concept_detector" not in self.extraction:
+            raise ValueError(
+                "The model reads concepts, and does not say where they came from (`processor.extraction`). Give "
+                "`concept_detector`, that of its training; or give `concepts`."
+            )
+        return ConceptExtractor.from_pretrained(below_data_root(self.extraction["concept_detector"]), self.device)
+
+    def _regions_of(self, photos: Sequence[Image.Image]) -> list[Regions]:
+        return self._extractor(photos, ["photo"] * len(photos))
+
+    def _concepts_of(self, photos: Sequence[Image.Image]) -> list[list[str]]:
+        ranked = self._concept_extractor(photos, self.processor.max_concepts)
+        return [[concept.word for concept in row] for row in ranked]
+
+    def _checked(self, records: list[Regions]) -> list[Regions]:
+        """The records, if the model can read them."""
+        wanted = self.model.config.feature_dim
+        for record in records:
+            if not len(record):
+                raise ValueError(
+                    f"Image '{record.image_id}' has no regions. A detector gives more of them by a lower `min_score`."
+                )
+            size = 0 if record.region_features is None else record.region_features.shape[1]
+            if size != wanted:
+                raise ValueError(
+                    f"The regions have {size} features each and the model reads {wanted} (`config.feature_dim`). Give "
+                    "the `backbone` of its training, or regions of it."
+                )
+        return records
+
+
+def _filled_up(
+    values: list[Any], photos: list[Image.Image], make: Callable[[list[Image.Image]], list[Any]]
+) -> list[Any]:
+    """The values, those that are `None` made from their photos."""
+    missing = [photo for photo, value in zip(photos, values, strict=True) if value is None]
+    made = iter(make(missing) if missing else [])
+    return [next(made) if value is None else value for value in values]
+
+
+TASKS = {
+    "phrase-grounding": (PhraseGroundingPipeline, AutoModelForZeroShotObjectDetection),
+    "grounded-captioning": (GroundedCaptioningPipeline, AutoModelForImageTextToText),
+}
+
+
+def register_pipelines() -> None:
+    """Makes the tasks known to `transformers.pipeline`."""
+    for task, (pipeline_class, auto_class) in TASKS.items():
+        if task not in PIPELINE_REGISTRY.supported_tasks:
+            PIPELINE_REGISTRY.register_pipeline(
+                task, pipeline_class=pipeline_class, pt_model=auto_class, type="multimodal"
+            )

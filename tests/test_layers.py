@@ -14,11 +14,22 @@ MAY_IMPORT = {
     "processing": set(),
     "metrics": set(),
     "hub": set(),
-    "data": {"processing.regions"},
+    "data": {"processing.paths", "processing.regions"},
     "visualization": {"processing"},
+    "visualization_captions": {"processing", "visualization"},
     "pipelines": {"processing", "modeling"},
     "training": {"data", "metrics", "processing", "modeling", "visualization"},
-    "cli": {"training", "pipelines", "hub", "visualization", "data", "metrics", "processing", "modeling"},
+    "cli": {
+        "training",
+        "pipelines",
+        "hub",
+        "visualization",
+        "visualization_captions",
+        "data",
+        "metrics",
+        "processing",
+        "modeling",
+    },
 }
 ROOT_MODULES = {"__init__", "__main__", "_auto"}  # they expose the package as a whole, so they may import all of it
 FLAT = {"modeling", "processing"}  # saved with a checkpoint, which copies `from .sibling import name` only

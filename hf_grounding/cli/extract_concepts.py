@@ -38,24 +38,15 @@ def extract_concepts(
     """
     check_local_model(model)
     with working():
-        import torch
         from accelerate import PartialState
         from tqdm.auto import tqdm
-        from transformers import AutoConfig, AutoProcessor
 
-        from ..modeling.modeling_concepts import ConceptDetector
+        from ..pipelines import ConceptExtractor
         from ..training.common import keep_freed_memory
 
         keep_freed_memory()
         photos = _by_number(find_photos(images))
-        try:
-            kind = AutoConfig.from_pretrained(model).model_type
-            if kind != ConceptDetector.config_class.model_type:
-                raise ValueError(f"it is a {kind}, no {ConceptDetector.config_class.model_type}")
-            network = ConceptDetector.from_pretrained(model).to(PartialState().device)
-            processor = AutoProcessor.from_pretrained(model)
-        except Exception as error:  # whatever is missing from it or damaged
-            raise ValueError(f"Model '{model}' cannot be loaded: {error}") from error
+        extractor = ConceptExtractor.from_pretrained(model, PartialState().device)
         failed: list[str] = []
 
         def ranked() -> Iterator[tuple[int, list[RankedConcept]]]:
@@ -64,14 +55,10 @@ def extract_concepts(
                     read = {number: read_photo(photos[number], failed if keep_going else None) for number in batch}
                     loaded = {number: photo for number, photo in read.items() if photo is not None}
                     if loaded:
-                        with torch.no_grad():
-                            pixels = processor(images=list(loaded.values()))["pixel_values"].to(network.device)
-                            # Convolutions on a CPU are much faster with channels last in memory.
-                            probs = network(pixels.to(memory_format=torch.channels_last)).concept_probs
-                        yield from zip(loaded, processor.rank(probs, top), strict=True)
+                        yield from zip(loaded, extractor(list(loaded.values()), top), strict=True)
                     progress.update(len(batch))
 
-        processor.write_image_concepts(out, ranked())
+        extractor.processor.write_image_concepts(out, ranked())
     typer.echo(f"{len(photos) - len(failed)} photos: {out}")
     for reason in failed:
         typer.echo(f"Left out: {reason}", err=True)

@@ -14,9 +14,6 @@ from .common import one_line, working
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ..processing.detectors import Detector
-    from ..processing.extraction import GridExtractor, RegionExtractor
-
 Item = TypeVar("Item")
 
 
@@ -64,28 +61,25 @@ def extract_features(
     number, total = _parse_shard(shard)
     _check_source(context)
     with working():
+        from accelerate import PartialState
         from tqdm.auto import tqdm
 
         from ..data.region_store import RegionStoreWriter, merge_shards
-        from ..processing.extraction import GridExtractor, RegionExtractor
+        from ..processing.extraction import RegionExtractor, load_extractor
+        from ..processing.paths import below_data_root
         from ..training.common import keep_freed_memory
 
         keep_freed_memory()
         photos = find_photos(images)
-        extractor: RegionExtractor | GridExtractor
-        if detector is not None:
-            extractor = RegionExtractor(
-                _detector(detector),
-                **_backbone(backbone),
-                detector_features=detector_features,
-                selection=selection,
-                num_regions=num_regions,
-                threshold=threshold,
-            )
-            name = extractor.detector.name
-        else:
-            assert grid is not None  # as `_check_source` saw to
-            extractor, name = GridExtractor(**_backbone(backbone), grid=grid), ""
+        choice: dict[str, Any] = {"num_regions": num_regions, "selection": selection, "threshold": threshold}
+        extractor = load_extractor(
+            detector=None if detector is None else below_data_root(detector),
+            backbone=None if backbone is None else below_data_root(backbone),
+            grid=grid,
+            device=PartialState().device,
+            **(choice | {"detector_features": detector_features} if grid is None else {}),
+        )
+        name = extractor.detector.name if isinstance(extractor, RegionExtractor) else ""
         failed: list[str] = []
         with RegionStoreWriter(
             out, extractor.settings, dtype, (number, total), detector=name, images_per_part=images_per_part
@@ -171,30 +165,6 @@ def _check_source(context: typer.Context) -> None:
         raise typer.BadParameter(f"--grid has no detector, so --{ignored[0]} says nothing; leave it out.")
     if {"backbone", "detector_features"} <= given:
         raise typer.BadParameter("Features come from --backbone or from the detector (--detector_features), not both.")
-
-
-def _detector(source: str) -> Detector:
-    from accelerate import PartialState
-
-    from ..processing.detectors import TransformersDetector, YoloxDetector
-
-    if Path(source).is_dir() and list(Path(source).glob("*.onnx")):
-        return YoloxDetector.from_pretrained(source)
-    detector = TransformersDetector.from_pretrained(source)
-    detector.model.to(PartialState().device)
-    return detector
-
-
-def _backbone(source: str | None) -> dict[str, Any]:
-    if source is None:
-        return {}
-    from accelerate import PartialState
-    from transformers import AutoImageProcessor, AutoModel
-
-    return {
-        "backbone": AutoModel.from_pretrained(source).to(PartialState().device),
-        "image_processor": AutoImageProcessor.from_pretrained(source),
-    }
 
 
 def batches(items: list[Item], size: int) -> Iterator[list[Item]]:

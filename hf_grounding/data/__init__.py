@@ -9,7 +9,6 @@ import difflib
 import os
 from collections.abc import Iterable
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from datasets import (
@@ -21,6 +20,7 @@ from datasets import (
     IterableDatasetDict,
 )
 
+from ..processing.paths import data_root
 from .flickr30k_entities import Flickr30kEntities
 from .scenes import Scenes
 from .schema import GROUNDING_FEATURES, AnnotationError
@@ -45,24 +45,6 @@ _DATASETS: dict[str, tuple[type[GeneratorBasedBuilder], str | None, str]] = {
 def list_datasets() -> dict[str, str]:
     """Names that [`load_grounding_dataset`] takes, each with one line about it."""
     return {name: line for name, (_, _, line) in _DATASETS.items()}
-
-
-def data_root() -> Path:
-    """Folder of the real data: the environment variable `HF_GROUNDING_DATA`, else `../shared/data` beside the checkout.
-
-    Raises:
-        FileNotFoundError: If the folder so named does not exist.
-    """
-    variable = os.environ.get("HF_GROUNDING_DATA")
-    checkout = Path(__file__).resolve().parents[2]
-    root = Path(variable) if variable else checkout.parent / "shared" / "data"
-    if not root.is_dir():
-        raise FileNotFoundError(
-            f"No data folder: the environment variable HF_GROUNDING_DATA is {variable or 'not set'!r} and "
-            f"'{checkout.parent / 'shared' / 'data'}' is the default. Set the variable to a folder that exists, "
-            "or give `data_dir`."
-        )
-    return root
 
 
 def load_grounding_dataset(

@@ -173,6 +173,15 @@ class YoloxDetector:
         return Candidates(boxes.astype(np.float32), output[0, :, 4:5] * output[0, :, 5:])
 
 
+def load_detector(source: str, device: Any = "cpu") -> Detector:
+    """The detector of a folder with an ONNX YOLOX and `labels.txt`, else of a transformers model, on `device`."""
+    if Path(source).is_dir() and list(Path(source).glob("*.onnx")):
+        return YoloxDetector.from_pretrained(source)
+    detector = TransformersDetector.from_pretrained(source)
+    detector.model.to(device)
+    return detector
+
+
 def _grid(input_size: int, strides: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Corner of every cell (cells, 2), in cells, and its stride (cells, 1), level by level."""
     cells, sizes = [], []

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 
-from .detectors import Candidates, Detector
+from .detectors import Candidates, Detector, load_detector
 from .regions import Regions, nms, scale_boxes, select_regions
 from .roi_align import roi_mean
 
@@ -263,6 +265,63 @@ class GridExtractor:
         """(grid * grid, 4) xyxy, in cells."""
         rows, columns = (axis.ravel() for axis in np.mgrid[: self.grid, : self.grid])
         return np.stack([columns, rows, columns + 1, rows + 1], axis=1)
+
+
+def load_extractor(
+    *,
+    detector: str | None = None,
+    backbone: str | None = None,
+    grid: int | None = None,
+    device: Any = "cpu",
+    **settings: Any,
+) -> RegionExtractor | GridExtractor:
+    r"""Extractor of a detector's regions, or of the cells of a grid, its networks loaded by their names.
+
+    Args:
+        detector: What [`load_detector`] takes. Give it or `grid`.
+        backbone: A transformers vision model for the features, a folder or a name on the Hub.
+        grid: Cells along each side.
+        device: Where the networks run.
+        settings: Further arguments of [`RegionExtractor`] or [`GridExtractor`].
+
+    Raises:
+        ValueError: If detector and grid are both there or both absent, a grid has no backbone, there is no such
+            setting, or a network cannot be loaded.
+    """
+    if (detector is None) == (grid is None):
+        raise ValueError(
+            f"Regions need either a `detector` or a `grid`, got detector={detector!r} and grid={grid!r}. Name a "
+            "detector for its regions, or the cells along each side of a grid."
+        )
+    if grid is not None and backbone is None:
+        raise ValueError("A `grid` needs a `backbone`, whose last map gives the features of the cells.")
+    kind = RegionExtractor if grid is None else GridExtractor
+    known = list(inspect.signature(kind).parameters)
+    for name in settings:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
+            raise ValueError(f"{kind.__name__} has no setting `{name}`.{hint}")
+    networks = {} if backbone is None else _loaded("backbone", backbone, _load_backbone, device)
+    if grid is not None:
+        return GridExtractor(**networks, grid=grid, **settings)
+    return RegionExtractor(_loaded("detector", detector, load_detector, device), **networks, **settings)
+
+
+def _loaded(kind: str, source: Any, load: Callable[[Any, Any], Any], device: Any) -> Any:
+    try:
+        return load(source, device)
+    except Exception as error:  # whatever is missing from it or damaged
+        raise ValueError(f"The {kind} '{source}' cannot be loaded: {error}") from error
+
+
+def _load_backbone(source: str, device: Any) -> dict[str, Any]:
+    from transformers import AutoImageProcessor, AutoModel
+
+    return {
+        "backbone": AutoModel.from_pretrained(source).to(device),
+        "image_processor": AutoImageProcessor.from_pretrained(source),
+    }
 
 
 def _check_counts(**counts: int) -> None:

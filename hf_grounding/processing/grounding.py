@@ -7,6 +7,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .regions import Regions
+
 BOX_THRESHOLD = 0.3  # share of the peak a cell must reach to belong to the box; the one of the authors' code
 BOX_GRID = 64  # side of the grid on which the region around the point is grown
 
@@ -46,11 +48,13 @@ class GroundedCaption:
         groundings (list of [`Grounding`]): Of each word, or of the phrases that were asked for.
         region_weights (`np.ndarray` of shape `(num_words, num_regions)`, *optional*): How much each region counted when
             each word was written; `None` for a decoder without attention to regions.
+        regions ([`Regions`], *optional*): Those that the weights are of.
     """
 
     caption: str
     groundings: list[Grounding]
     region_weights: np.ndarray | None = field(default=None, repr=False, compare=False)
+    regions: Regions | None = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Caption and groundings, ready for JSON."""

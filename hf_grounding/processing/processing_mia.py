@@ -211,7 +211,7 @@ class MIAProcessor(ProcessorMixin):
             if phrases is not None:
                 spans = [as_phrase(value, caption) for value in phrases[number]]
             groundings = [_grounding(span, by_word, record.boxes) for span in spans]
-            captions.append(GroundedCaption(caption, groundings, by_word))
+            captions.append(GroundedCaption(caption, groundings, by_word, record))
         return captions
 
     def _words(self, ids: list[int]) -> tuple[str, np.ndarray]:

@@ -22,12 +22,12 @@ from ..modeling.configuration_mia import MIAConfig
 from ..modeling.modeling_mia import MIAForCaptioning
 from ..processing.caption_tokenizers import train_caption_tokenizer
 from ..processing.concepts import read_image_concepts
+from ..processing.paths import below_data_root
 from ..processing.processing_mia import MIAProcessor
 from ..processing.regions import Regions
 from .arguments import RecipeTrainingArguments
 from .checkpoints import start_from
 from .common import (
-    below_data_root,
     evaluation_facts,
     keep_freed_memory,
     load_split,

@@ -14,9 +14,10 @@ import torch
 from datasets import Dataset
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel, Trainer
 
-from ..data import data_root, load_grounding_dataset
+from ..data import load_grounding_dataset
 from ..modeling.modeling_multilevel import choose_maps
 from ..processing.image_processing_multilevel import MultiLevelGroundingImageProcessorPil
+from ..processing.paths import below_data_root
 from .recipe import BackboneSettings, Recipe
 
 logger = logging.getLogger(__name__)
@@ -131,17 +132,6 @@ def keep_freed_memory() -> None:
         return
     mallopt(trim_threshold, 2**31 - 1)
     mallopt(mmap_threshold, 2**30)
-
-
-def below_data_root(path: str) -> str:
-    """A path as it is if it exists, else below the data root, else unchanged (a name on the Hub)."""
-    if os.path.exists(path) or os.path.isabs(path):
-        return path
-    try:
-        below = data_root() / path
-    except FileNotFoundError:
-        return path
-    return str(below) if below.exists() else path
 
 
 def level_channels(network: PreTrainedModel, levels: list[int]) -> list[int]:

@@ -23,6 +23,7 @@ from ..data.region_files import read_region_boxes
 from ..modeling.configuration_multilevel import MultiLevelGroundingConfig
 from ..modeling.modeling_multilevel import MultiLevelGroundingModel
 from ..modeling.text_encoders import PretrainedTextEncoder
+from ..processing.paths import below_data_root
 from ..processing.processing_multilevel import MultiLevelGroundingProcessor
 from ..processing.words import train_word_tokenizer
 from ..visualization import write_report
@@ -30,7 +31,6 @@ from .captioning import evaluate_captioner, train_captioner
 from .checkpoints import start_from
 from .common import (
     REPORT_FILE,
-    below_data_root,
     evaluation_facts,
     keep_freed_memory,
     level_channels,
