@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from .. import __version__
+from .caption import caption
 from .common import guarded
 from .convert_features import convert_features
 from .evaluate import evaluate
@@ -74,6 +75,12 @@ _add(
     "ground",
     'hf-grounding ground photo.jpg "a man in red" --model runs/multilevel_flickr8k --draw out.png',
     'hf-grounding ground photo.jpg "[a man] rides [a horse]" --model runs/multilevel_flickr8k --json',
+)
+_add(
+    caption,
+    "caption",
+    "hf-grounding caption photo.jpg --model runs/mia_up_down_flickr8k --draw out.png",
+    "hf-grounding caption one.jpg two.jpg --model runs/mia_up_down_flickr8k --num_beams 5 --json",
 )
 _add(
     extract_features,

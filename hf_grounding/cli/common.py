@@ -150,12 +150,12 @@ def check_local_model(model: str) -> bool:
     return is_local
 
 
-def check_picture_name(path: Path) -> None:
+def check_picture_name(path: Path, option: str = "--draw") -> None:
     """Before the work, not after."""
     from PIL import Image
 
     if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
-        raise typer.BadParameter(f"--draw '{path}' must end in the name of an image format, such as .png or .jpg.")
+        raise typer.BadParameter(f"{option} '{path}' must end in the name of an image format, such as .png or .jpg.")
 
 
 def save_picture(picture: "Image.Image", path: Path) -> None:

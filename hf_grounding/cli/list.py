@@ -10,7 +10,7 @@ from .common import print_json
 # Written out, because importing a model brings torch.
 MODELS = {
     "concept_detector": "Noisy-OR network over a photo's map: which words would people use? Learned from captions.",
-    "mia": "Mutual iterative attention of regions and concepts, and the captioners behind it; words have regions.",
+    "mia": "Captioners over regions and concepts aligned by mutual iterative attention; each word has its region.",
     "multilevel_grounding": "Multi-level common semantic space: heatmaps for words and phrases, learned from captions.",
 }
 METRICS = (

@@ -1,0 +1,125 @@
+"""`hf-grounding caption`: what is in a photo, and which place is each word about?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .common import check_local_model, check_picture_name, print_json, print_table, save_picture, working
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..pipelines import GroundedCaptioningPipeline
+    from ..processing.grounding import GroundedCaption, Grounding
+
+
+def caption(
+    photos: Annotated[list[str], typer.Argument(help="Image files or URLs.")],
+    model: Annotated[str, typer.Option(help="Output folder of `hf-grounding train`, or a model on the Hub.")],
+    detector: Annotated[
+        str | None, typer.Option(help="Of the regions, as of extract-features; default: that of the model's training.")
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(help="Of the regions' features; default likewise.")] = None,
+    grid: Annotated[
+        int | None, typer.Option(min=1, help="Without detector: the cells of a grid, 7 for 7 x 7; default likewise.")
+    ] = None,
+    concept_detector: Annotated[
+        str | None, typer.Option("--concept_detector", help="Of the photo's likely words; default likewise.")
+    ] = None,
+    num_beams: Annotated[
+        int | None, typer.Option("--num_beams", min=1, help="Width of the search; default: the model's own.")
+    ] = None,
+    draw: Annotated[
+        Path | None, typer.Option(help="Draw the caption and each word's place to this image file.")
+    ] = None,
+    draw_iterations: Annotated[
+        Path | None,
+        typer.Option("--draw_iterations", help="Draw what mutual attention gathers, by iteration, to this image file."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Results as one JSON line for each photo.")] = False,
+) -> None:
+    """Caption photos, and say which region each word is about.
+
+    Prints each word with its box (x1, y1, x2, y2), in pixels of the upright photo, and the weight of that region.
+    """
+    pictures = {"--draw": draw, "--draw_iterations": draw_iterations}
+    for option, path in pictures.items():
+        if path is not None:
+            check_picture_name(path, option)
+            if len(photos) > 1:
+                raise typer.BadParameter(f"{option} draws one photo, got {len(photos)}.")
+    if detector is not None and grid is not None:
+        raise typer.BadParameter("Give either --detector, for its regions, or --grid, for the cells of a grid.")
+    is_local = check_local_model(model)
+    with working():
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        from ..pipelines import GroundedCaptioningPipeline
+        from ..processing.photos import load_photo
+
+        images = [load_photo(photo) for photo in photos]
+        try:
+            # Not by `transformers.pipeline`, whose error for a model that cannot be loaded holds whole tracebacks.
+            network = AutoModelForImageTextToText.from_pretrained(model)
+            processor = AutoProcessor.from_pretrained(model)
+        except Exception as error:  # whatever is missing from it or damaged
+            where = "" if is_local else ", which is no folder here,"
+            raise ValueError(f"Model '{model}'{where} cannot be loaded: {error}") from error
+        describe = GroundedCaptioningPipeline(
+            network,
+            processor=processor,
+            detector=detector,
+            backbone=backbone,
+            grid=grid,
+            concept_detector=concept_detector,
+        )
+        search: dict[str, Any] = {} if num_beams is None else {"num_beams": num_beams}
+    for photo, image in zip(photos, images, strict=True):
+        with working():
+            regions, concepts = describe.extract([image])
+            (written,) = describe([image], regions=regions, concepts=concepts, **search)
+        if draw is not None:
+            from ..visualization_captions import draw_grounded_caption
+
+            save_picture(draw_grounded_caption(image, written), draw)
+        if draw_iterations is not None:
+            save_picture(_iterations(describe, image, written, concepts), draw_iterations)
+        if as_json:
+            print_json({"photo": photo, **written.to_dict()})
+        else:
+            _print(photo, written)
+
+
+def _iterations(
+    describe: GroundedCaptioningPipeline,
+    image: Image.Image,
+    written: GroundedCaption,
+    concepts: list[list[str]] | None,
+) -> Image.Image:
+    """Of the refined row that stands for the region that counted most for a word."""
+    from ..visualization_captions import draw_mutual_attention
+
+    assert written.regions is not None  # as the processor makes captions
+    words = [] if concepts is None else concepts[0]
+    visual, textual = describe.accumulated_attentions(written.regions, words)
+    row = 0 if written.region_weights is None else int(written.region_weights.max(axis=0).argmax())
+    return draw_mutual_attention(image, written.regions, words, visual[:, row], textual[:, row])
+
+
+def _print(photo: str, written: GroundedCaption) -> None:
+    from ..visualization import Table
+
+    if not written.groundings:
+        typer.echo(f"{photo}: no words\n")
+        return
+    print_table(Table(f"{photo}: {written.caption}", [_row(grounding) for grounding in written.groundings]))
+
+
+def _row(grounding: Grounding) -> dict[str, Any]:
+    if grounding.box is None:
+        return {"word": grounding.phrase, "box": None, "weight": None}
+    box = ", ".join(f"{side:.0f}" for side in grounding.box)
+    return {"word": grounding.phrase, "box": box, "weight": f"{grounding.score:.2f}"}
