@@ -12,7 +12,7 @@ from .visualization import DARK, LIGHT, PREDICTED, REGION_COLORS, Box, _draw_box
 
 QUIET = "#8A8A8A"  # of words that are not outlined
 DIMMEST = 0.25  # brightness of what a word gives no weight
-MAX_HEIGHT = 0.75  # of a photo in a picture, over its width
+MAX_HEIGHT = 0.8  # of a photo in a picture, over its width
 
 
 def draw_grounded_caption(
@@ -21,14 +21,14 @@ def draw_grounded_caption(
     r"""The photo with the regions of the caption's surest words, the caption, and a small panel for each word.
 
     In the photo and the caption a region and its words have one colour. In a word's panel the brightness of a region is
-    its weight, over that of the strongest, which is outlined.
+    its weight, over that of the strongest, which is outlined. Function words, such as "a" and "on", have neither.
 
     Args:
         image (`PIL.Image.Image`): The photo, upright.
         caption ([`GroundedCaption`]): Of it.
         width (`int`): Of the picture, in pixels.
         max_words (`int`): So many words have their regions outlined in the photo, those of the largest weights; no
-            function words, and no more than there are colours (8).
+            more than there are colours (8).
 
     Raises:
         ValueError: If the width is below 200.
@@ -37,13 +37,15 @@ def draw_grounded_caption(
         raise ValueError(f"`width` must be 200 pixels or more, got {width}.")
     font, margin = _font(max(14, width // 42)), max(6, width // 80)
     colors = _word_colors(caption, min(max_words, len(REGION_COLORS)))
-    parts = [_photo_of_words(image, caption, colors, width), _colored_text(caption, colors, width, font)]
+    inner = width - 2 * margin
+    parts = [_photo_of_words(image, caption, colors, inner), _colored_text(caption, colors, inner, font)]
     if caption.region_weights is not None:
-        columns = min(6, max(2, len(caption.groundings)))
-        panel_width = (width - margin * (columns - 1)) // columns
-        panels = [_word_panel(image, caption, one, colors.get(i), panel_width) for i, one in _numbered(caption)]
-        parts += [_row(panels[i : i + columns], width, margin) for i in range(0, len(panels), columns)]
-    return _stacked(parts, width, margin)
+        shown = _content_words(caption)
+        columns = min(5, max(3, len(shown)))
+        panel_width = (inner - margin * (columns - 1)) // columns
+        panels = [_word_panel(image, caption, one, colors.get(number), panel_width) for number, one in shown.items()]
+        parts += [_row(panels[i : i + columns], inner, margin) for i in range(0, len(panels), columns)]
+    return _framed(_stacked(parts, inner, margin), margin)
 
 
 def draw_mutual_attention(
@@ -85,7 +87,7 @@ def draw_mutual_attention(
             f"column for each concept, got {concept_weights.shape}."
         )
     margin = max(6, width // 80)
-    panel_width = (width - margin * (iterations - 1)) // iterations
+    panel_width = (width - margin * (iterations + 1)) // iterations
     font = _font(max(12, min(panel_width // 18, width // 50)))
     strongest = np.argsort(-concept_weights[-1], kind="stable")[:num_concepts]
     words, longest = [concepts[i] for i in strongest], float(concept_weights[:, strongest].max(initial=0))
@@ -95,28 +97,25 @@ def draw_mutual_attention(
         photo = _weighted_outlines(image, regions, own, panel_width)
         bars = _bars(words, of_concepts[strongest], longest, panel_width, font)
         panels.append(_stacked([_line(title, panel_width, font), photo, bars], panel_width, margin // 2))
-    return _stacked([_row(panels, width, margin)], width, 0)
+    return _framed(_row(panels, width - 2 * margin, margin), margin)
 
 
 # A caption
 
 
-def _numbered(caption: GroundedCaption) -> list[tuple[int, Grounding]]:
-    return list(enumerate(caption.groundings))
+def _content_words(caption: GroundedCaption) -> dict[int, Grounding]:
+    """By their number."""
+    return {i: one for i, one in enumerate(caption.groundings) if one.phrase.lower() not in FUNCTION_WORDS}
 
 
 def _word_colors(caption: GroundedCaption, max_words: int) -> dict[int, str]:
     """Number of a grounding -> colour of its region, for the surest ones; those of one region share it."""
-    candidates = [
-        (one.score, number)
-        for number, one in _numbered(caption)
-        if one.box is not None and one.phrase.lower() not in FUNCTION_WORDS
-    ]
-    numbers = sorted(number for _, number in sorted(candidates, key=lambda pair: -pair[0])[:max_words])
+    placed = {number: one for number, one in _content_words(caption).items() if one.box is not None}
+    surest = sorted(placed, key=lambda number: -placed[number].score)[:max_words]
     by_box: dict[Box | None, str] = {}
-    for number in numbers:
-        by_box.setdefault(caption.groundings[number].box, REGION_COLORS[len(by_box)])
-    return {number: by_box[caption.groundings[number].box] for number in numbers}
+    for number in sorted(surest):
+        by_box.setdefault(placed[number].box, REGION_COLORS[len(by_box)])
+    return {number: by_box[placed[number].box] for number in sorted(surest)}
 
 
 def _photo_of_words(image: Image.Image, caption: GroundedCaption, colors: dict[int, str], width: int) -> Image.Image:
@@ -253,6 +252,12 @@ def _line(text: str, width: int, font: ImageFont.FreeTypeFont, color: str = DARK
     return line
 
 
+def _framed(picture: Image.Image, margin: int) -> Image.Image:
+    framed = Image.new("RGB", (picture.width + 2 * margin, picture.height + 2 * margin), LIGHT)
+    framed.paste(picture, (margin, margin))
+    return framed
+
+
 def _row(panels: Sequence[Image.Image], width: int, gap: int) -> Image.Image:
     row = Image.new("RGB", (width, max(panel.height for panel in panels)), LIGHT)
     left = 0
@@ -266,6 +271,6 @@ def _stacked(parts: Sequence[Image.Image], width: int, gap: int) -> Image.Image:
     picture = Image.new("RGB", (width, sum(part.height for part in parts) + gap * (len(parts) - 1)), LIGHT)
     top = 0
     for part in parts:
-        picture.paste(part, (0, top))
+        picture.paste(part, ((width - part.width) // 2, top))  # a tall photo is narrower
         top += part.height + gap
     return picture

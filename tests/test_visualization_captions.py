@@ -36,10 +36,10 @@ def area(picture: Image.Image, color: str, box=None) -> int:
 
 def test_regions_of_content_words_are_outlined_in_colours_that_the_caption_repeats(photo):
     picture = draw_grounded_caption(photo, written())
-    # 100 x 80 is drawn 938 x 750: the right side of the dog's box is at x = 844, of the runner's at 469
-    assert area(picture, REGION_COLORS[0], (838, 500, 850, 550)) > 100
-    assert area(picture, REGION_COLORS[1], (463, 300, 475, 350)) > 100
-    caption = (0, 751, 1000, 800)
+    # Scale 9.76, from (12, 12) on: the right side of the dog's box is at x = 890, of the runner's at 500.
+    assert area(picture, REGION_COLORS[0], (884, 500, 896, 550)) > 100
+    assert area(picture, REGION_COLORS[1], (494, 300, 506, 350)) > 100
+    caption = (0, 800, 1000, 850)
     assert area(picture, REGION_COLORS[0], caption) > 20
     assert area(picture, REGION_COLORS[1], caption) > 20
 
@@ -54,7 +54,7 @@ def test_only_the_surest_words_are_outlined(photo):
     caption = written("dog cat runs", (0, 1, 2))
     caption.groundings[1].score = 0.9
     picture = draw_grounded_caption(photo, caption, max_words=1)
-    assert area(picture, REGION_COLORS[0], (560, 370, 570, 660)) > 100  # the cat's left side, x = 563
+    assert area(picture, REGION_COLORS[0], (592, 420, 604, 680)) > 100  # the cat's left side, x = 598
     assert area(picture, REGION_COLORS[1]) == 0
 
 
@@ -62,10 +62,17 @@ def test_a_word_s_panel_is_as_bright_as_its_weights(photo):
     caption = written("dog", (1,), weight=1.0)
     with_panels = draw_grounded_caption(photo, caption)
     caption.region_weights = None
-    height = draw_grounded_caption(photo, caption).height
-    left, top = 0, height + 12  # two columns of 494: the photo is 463 x 370 in the first
-    assert with_panels.getpixel((left + 75 * 4.63, top + 55 * 4.63)) == GREY
+    left, top = 12, draw_grounded_caption(photo, caption).height  # three columns of 317, scale 3.17
+    assert with_panels.getpixel((left + 75 * 3.17, top + 55 * 3.17)) == GREY
     assert with_panels.getpixel((left + 10, top + 10)) == (30, 30, 30)
+
+
+def test_function_words_have_no_panel(photo):
+    heights = {
+        words: draw_grounded_caption(photo, written(words, (0,) * 6)).height
+        for words in ("a on the of dog in", "dog cat man boy car sky")
+    }
+    assert heights["a on the of dog in"] < heights["dog cat man boy car sky"]  # one row of five, and two
 
 
 def test_words_without_boxes_and_captions_without_words_are_drawn(photo):
@@ -87,9 +94,9 @@ def test_outlines_are_as_opaque_as_their_weights_and_bars_as_long(photo):
     weights, concepts = np.array([[0.5, 0.5, 0.0], [0.9, 0.1, 0.0]]), np.array([[0.2, 0.8], [0.1, 0.4]])
     picture = draw_mutual_attention(photo, regions, ["dog", "grass"], weights, concepts)
     assert picture.width == 1200
-    first, second = (area(picture, PREDICTED, (left, 0, left + 592, picture.height)) for left in (0, 608))
-    assert first > 1.5 * second  # two opaque outlines, then one
-    bars = [area(picture, REGION_COLORS[1], (left, 0, left + 592, picture.height)) for left in (0, 608)]
+    first, second = (area(picture, PREDICTED, (left, 0, left + 600, picture.height)) for left in (0, 600))
+    assert first > 1.3 * second  # two opaque outlines, then one
+    bars = [area(picture, REGION_COLORS[1], (left, 0, left + 600, picture.height)) for left in (0, 600)]
     assert bars[0] == pytest.approx(2 * bars[1], rel=0.05)
 
 
