@@ -187,11 +187,46 @@ class CiderScorer:
         both = norms[pair_prediction] * self.norms[pair_caption]
         cosines = np.divide(products, both, out=np.zeros_like(both), where=both != 0)
         if self.variant == "cider_d":
-            # The toolkit takes the number of pairs for the length.
-            num_pairs = np.maximum(0, counts.num_words - 1)[pair_prediction]
-            delta = num_pairs - np.maximum(0, self.counts.num_words - 1)[pair_caption]
-            cosines *= np.exp(-(delta**2) / (2 * SIGMA**2))[:, None]
+            lengths = counts.num_words[pair_prediction], self.counts.num_words[pair_caption]
+            cosines *= _length_penalty(*lengths)[:, None]
         return 10 * np.bincount(pair_prediction, cosines.mean(axis=1), minlength=len(image)) / num_references
+
+    def between(self, captions: np.ndarray) -> np.ndarray:
+        r"""Score of each of some references against each of them, as if it were its only reference.
+
+        A clipped product is a sum over k: min(a, b) = [a >= 1] [b >= 1] + [a >= 2] [b >= 2] + ... for whole numbers. So
+        all pairs are one product of matrices for each length of n-grams.
+
+        Args:
+            captions (`np.ndarray` of shape `(n,)`): Which, numbered through all images in order.
+
+        Returns:
+            `np.ndarray` of shape `(n, n)`: row i, column j has the score of caption i with caption j as its reference.
+        """
+        num_rows = np.diff(self.counts.offsets)[captions]
+        rows, caption = _ranges(self.counts.offsets[captions], num_rows), np.repeat(np.arange(len(captions)), num_rows)
+        count, ngram = self.counts.count[rows], self.counts.ngram[rows].astype(np.int64)
+        own, key = count, ngram
+        if self.variant == "cider_d":  # a column for each n-gram and k
+            copies = np.repeat(np.arange(len(rows)), count)
+            caption, count, ngram = caption[copies], count[copies], ngram[copies]
+            key = ngram + len(self.ngrams) * _ranges(np.zeros(len(rows), dtype=np.int64), self.counts.count[rows])
+            own = np.ones(len(copies))
+        columns, column = np.unique(key, return_inverse=True)
+        left, right = np.zeros((2, len(captions), len(columns)), dtype=np.float32)
+        left[caption, column] = own
+        right[caption, column] = count * self.weights[ngram] ** 2
+        length = self.lengths[columns % max(1, len(self.ngrams))]
+        norms = self.norms[captions]
+        scores = np.zeros((len(captions), len(captions)))
+        for n in range(4):
+            both = np.outer(norms[:, n], norms[:, n])
+            products = left[:, length == n] @ right[:, length == n].T
+            scores += np.divide(products, both, out=np.zeros_like(both), where=both != 0)
+        if self.variant == "cider_d":
+            num_words = self.counts.num_words[captions]
+            scores *= _length_penalty(num_words[:, None], num_words)
+        return 10 * scores / 4
 
     def _shared(
         self, counts: NgramCounts, known: np.ndarray, pair_prediction: np.ndarray, pair_caption: np.ndarray
@@ -246,6 +281,12 @@ def _read_frequencies(df: DocumentFrequencies | str | os.PathLike, ngrams: Ngram
             f"{'texts' if True in given else 'ids'}; give frequencies of the same tokens."
         )
     return frequencies
+
+
+def _length_penalty(num_words: np.ndarray, of_reference: np.ndarray) -> np.ndarray:
+    """Below 1 for captions of different lengths; the toolkit takes the number of pairs for the length."""
+    delta = np.maximum(0, num_words - 1) - np.maximum(0, of_reference - 1)
+    return np.exp(-(delta**2) / (2 * SIGMA**2))
 
 
 def _norms(counts: NgramCounts, ngrams: Ngrams, weights: np.ndarray) -> np.ndarray:
