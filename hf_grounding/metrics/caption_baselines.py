@@ -72,14 +72,13 @@ def consensus_captions(
     same_length(train_features=pool, train_captions=train_captions)
     if queries.shape[1] != pool.shape[1]:
         raise ValueError(f"`features` has {queries.shape[1]} columns and `train_features` {pool.shape[1]}.")
+    rows = np.full(len(queries), -1) if own is None else np.asarray(own, dtype=int)
+    same_length(features=queries, own=rows)
     cosines = queries @ pool.T
-    if own is not None:
-        rows = np.asarray(own, dtype=int)
-        same_length(features=queries, own=rows)
-        cosines[rows >= 0, rows[rows >= 0]] = -np.inf
-    num_neighbors = min(num_neighbors, len(pool) - (own is not None))
+    cosines[rows >= 0, rows[rows >= 0]] = -np.inf
+    num_neighbors = min(num_neighbors, len(pool) - int((rows >= 0).any()))
     if num_neighbors < 1:
-        raise ValueError("There is no training image to take captions from; give more, or a larger `num_neighbors`.")
+        raise ValueError("No training image is left to take captions from; give more, or a larger `num_neighbors`.")
     neighbors = np.argsort(-cosines, axis=1, kind="stable")[:, :num_neighbors]
     scorer = CiderScorer(train_captions)
     captions = [caption for row in train_captions for caption in row]

@@ -206,23 +206,27 @@ class CiderScorer:
         num_rows = np.diff(self.counts.offsets)[captions]
         rows, caption = _ranges(self.counts.offsets[captions], num_rows), np.repeat(np.arange(len(captions)), num_rows)
         count, ngram = self.counts.count[rows], self.counts.ngram[rows].astype(np.int64)
-        own, key = count, ngram
+        most, own, key = 1, count, ngram
         if self.variant == "cider_d":  # a column for each n-gram and k
+            most = int(count.max(initial=1))
             copies = np.repeat(np.arange(len(rows)), count)
-            caption, count, ngram = caption[copies], count[copies], ngram[copies]
-            key = ngram + len(self.ngrams) * _ranges(np.zeros(len(rows), dtype=np.int64), self.counts.count[rows])
-            own = np.ones(len(copies))
-        columns, column = np.unique(key, return_inverse=True)
-        left, right = np.zeros((2, len(captions), len(columns)), dtype=np.float32)
-        left[caption, column] = own
-        right[caption, column] = count * self.weights[ngram] ** 2
-        length = self.lengths[columns % max(1, len(self.ngrams))]
+            key = ngram[copies] * most + _ranges(np.zeros(len(rows), dtype=np.int64), count)
+            caption, count, ngram, own = caption[copies], count[copies], ngram[copies], np.ones(len(copies))
+        columns, column, num_captions = np.unique(key, return_inverse=True, return_counts=True)
+        shared = num_captions > 1  # most n-grams are of one caption: they count in norms alone
+        place, rows = shared.cumsum() - 1, shared[column]
+        left, right = np.zeros((2, len(captions), shared.sum()), dtype=np.float32)
+        left[caption[rows], place[column[rows]]] = own[rows]
+        right[caption[rows], place[column[rows]]] = count[rows] * self.weights[ngram[rows]] ** 2
+        ends = np.searchsorted(columns[shared] // most, self.ngrams.first)
         norms = self.norms[captions]
         scores = np.zeros((len(captions), len(captions)))
         for n in range(4):
             both = np.outer(norms[:, n], norms[:, n])
-            products = left[:, length == n] @ right[:, length == n].T
-            scores += np.divide(products, both, out=np.zeros_like(both), where=both != 0)
+            products = left[:, ends[n] : ends[n + 1]] @ right[:, ends[n] : ends[n + 1]].T
+            cosines = np.divide(products, both, out=np.zeros_like(both), where=both != 0)
+            np.fill_diagonal(cosines, norms[:, n] != 0)
+            scores += cosines
         if self.variant == "cider_d":
             num_words = self.counts.num_words[captions]
             scores *= _length_penalty(num_words[:, None], num_words)

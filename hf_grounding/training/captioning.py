@@ -6,10 +6,11 @@ import os
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset
@@ -17,29 +18,36 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traine
 
 from ..data.region_store import RegionStore
 from ..data.scene_regions import SceneDetector, scene_concepts
+from ..metrics.caption_baselines import consensus_captions, mean_features, one_against_the_others
 from ..metrics.caption_metrics import compute_caption_metrics
 from ..modeling.configuration_mia import MIAConfig
 from ..modeling.modeling_mia import MIAForCaptioning
 from ..processing.caption_tokenizers import train_caption_tokenizer
 from ..processing.concepts import read_image_concepts
+from ..processing.grounding import GroundedCaption
 from ..processing.paths import below_data_root
 from ..processing.processing_mia import MIAProcessor
 from ..processing.regions import Regions
+from ..visualization import write_report
 from .arguments import RecipeTrainingArguments
 from .checkpoints import start_from
 from .common import (
+    REPORT_FILE,
     evaluation_facts,
     keep_freed_memory,
     load_split,
     run_training,
+    saved_curve,
     training_facts,
     write_results,
 )
 from .recipe import Recipe, RegionSettings
+from .report import build_caption_report, evenly_spaced
 
 logger = logging.getLogger(__name__)
 
 METRICS = ("cider_d", "bleu_4", "rouge_l")  # of an evaluation during training; none needs Java
+NUM_EXAMPLES = 12  # pictures of the report
 
 
 @dataclass
@@ -98,10 +106,17 @@ class ImageInputs:
     Args:
         regions: Of each image, such as a [`RegionStore`].
         concepts (*optional*): Ranked words of each image.
+        withheld (`bool`): Give for every image one region of zeros, the whole image, and no concepts.
     """
 
-    def __init__(self, regions: Mapping[str, Regions] | RegionStore, concepts: Mapping[str, list[str]] | None = None):
-        self.regions, self.concepts = regions, concepts
+    def __init__(
+        self,
+        regions: Mapping[str, Regions] | RegionStore,
+        concepts: Mapping[str, list[str]] | None = None,
+        *,
+        withheld: bool = False,
+    ):
+        self.regions, self.concepts, self.withheld = regions, concepts, withheld
 
     def check(self, image_ids: Sequence[str], where: str) -> None:
         """Raises a ValueError if an image lacks regions or concepts."""
@@ -124,7 +139,25 @@ class ImageInputs:
         inputs: dict[str, Any] = {"regions": [self.regions[image_id] for image_id in image_ids]}
         if self.concepts is not None:
             inputs["concepts"] = [self.concepts[image_id] for image_id in image_ids]
+        if self.withheld:  # not even the numbers of regions and concepts may tell images apart
+            inputs = {name: [_withheld(value) for value in values] for name, values in inputs.items()}
         return inputs
+
+    def mean_features(self, image_ids: Sequence[str]) -> np.ndarray:
+        """Of the regions as they are: (images, feature_dim)."""
+        records = (self.regions[image_id] for image_id in image_ids)
+        return mean_features([record.region_features for record in records if record.region_features is not None])
+
+
+def _withheld(value: Any) -> Any:
+    """What stands for the regions or concepts of an image that is not shown."""
+    if not isinstance(value, Regions):
+        return []
+    if value.region_features is None:
+        return value  # the processor says what is missing
+    height, width = value.image_size
+    nothing = np.zeros((1, value.region_features.shape[1]), dtype=np.float32)
+    return Regions(value.image_id, value.image_size, np.array([[0, 0, width, height]]), region_features=nothing)
 
 
 class CaptionsPerImage(torch.utils.data.Dataset):
@@ -254,6 +287,25 @@ def write_captions(
     return captions
 
 
+def ground_captions(
+    model: MIAForCaptioning,
+    processor: MIAProcessor,
+    images: ImageInputs,
+    image_ids: Sequence[str],
+    *,
+    num_beams: int = 1,
+) -> list[tuple[Regions, GroundedCaption]]:
+    """For each image the regions that the model sees, and its caption with the region of each word."""
+    model.eval()
+    shown = images.read(image_ids)
+    inputs = processor(**shown).to(model.device)
+    outputs = model.generate(
+        **inputs, num_beams=num_beams, do_sample=False, return_dict_in_generate=True, output_attentions=True
+    )
+    captions = processor.post_process_grounded_captions(outputs, shown["regions"])
+    return list(zip(shown["regions"], captions, strict=True))
+
+
 def score_captions(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Any]:
     r"""Caption metrics, and how varied the captions are.
 
@@ -292,7 +344,8 @@ def _simulated(recipe: Recipe, rows: Dataset) -> ImageInputs:
     options = {name: recipe.dataset.options[name] for name in ("attributes",) if name in recipe.dataset.options}
     detector = SceneDetector(**options, **recipe.images.scene_detector)
     concepts = {row["image_id"]: scene_concepts(row, **options) for row in rows}
-    return ImageInputs({row["image_id"]: detector(row) for row in rows}, concepts)
+    regions = {row["image_id"]: detector(row) for row in rows}
+    return ImageInputs(regions, concepts, withheld=recipe.images.withhold_image)
 
 
 def _extracted(settings: RegionSettings) -> ImageInputs:
@@ -302,7 +355,7 @@ def _extracted(settings: RegionSettings) -> ImageInputs:
     if settings.concepts is not None:
         found = read_image_concepts(below_data_root(settings.concepts))
         concepts = {str(image_id): words for image_id, words in found.items()}
-    return ImageInputs(RegionStore(below_data_root(settings.store)), concepts)
+    return ImageInputs(RegionStore(below_data_root(settings.store)), concepts, withheld=settings.withhold_image)
 
 
 def build_captioner(
@@ -364,27 +417,105 @@ def train_captioner(recipe: Recipe, output_dir: str | os.PathLike, *, resume: bo
     )
     started = time.perf_counter()
     trained = run_training(trainer, processor, recipe, checkpoint)
-    results = measure_captioner(trained, processor, recipe, eval_split, eval_rows, eval_images)
+    training = (train_rows, train_images)
+    results = measure_captioner(trained, processor, recipe, eval_split, eval_rows, eval_images, training)
     results |= training_facts(trainer, started)
     if trainer.is_world_process_zero():
         write_results(output_dir, results)
+        title = f"{output_dir.name}: {recipe.description}"
+        report_captioner(output_dir / REPORT_FILE, title, results, trained, processor, recipe, eval_rows, eval_images)
     return results
 
 
 def measure_captioner(
-    model: MIAForCaptioning, processor: MIAProcessor, recipe: Recipe, split: str, rows: Dataset, images: ImageInputs
+    model: MIAForCaptioning,
+    processor: MIAProcessor,
+    recipe: Recipe,
+    split: str,
+    rows: Dataset,
+    images: ImageInputs,
+    training: tuple[Dataset, ImageInputs] | None = None,
 ) -> dict[str, Any]:
-    """Scores of the captions of a split, written with the recipe's beams."""
+    """Scores of the captions of a split, written with the recipe's beams, and of [`measure_baselines`]."""
     num_beams = recipe.captions.num_beams
     captions = write_captions(model, processor, images, rows["image_id"], num_beams=num_beams)
-    scores = score_captions(captions, rows["captions"][:])
-    return scores | {"num_beams": num_beams} | evaluation_facts(split, rows)
+    results = score_captions(captions, rows["captions"][:])
+    results["baselines"] = measure_baselines(rows, images, training)
+    facts = {"num_beams": num_beams, "image_withheld": images.withheld}
+    return results | facts | evaluation_facts(split, rows)
 
 
-def evaluate_captioner(model_dir: str | os.PathLike, recipe: Recipe, split: str) -> dict[str, Any]:
+def measure_baselines(
+    rows: Dataset, images: ImageInputs, training: tuple[Dataset, ImageInputs] | None = None
+) -> dict[str, dict[str, Any]]:
+    r"""Scores, as [`score_captions`] gives them, of captions that need no captioner.
+
+    Args:
+        training (*optional*): Images with captions to borrow; without them that baseline is left out. An image that is
+            one of them borrows from the others.
+
+    Returns:
+        `dict`: "consensus of similar photos" by [`consensus_captions`]; "one human caption" by
+        [`one_against_the_others`], where images have several.
+    """
+    references = rows["captions"][:]
+    baselines = {}
+    if training is not None:
+        train_rows, train_images = training
+        position = {image_id: row for row, image_id in enumerate(train_rows["image_id"])}
+        borrowed = consensus_captions(
+            images.mean_features(rows["image_id"]),
+            train_images.mean_features(train_rows["image_id"]),
+            train_rows["captions"][:],
+            own=[position.get(image_id, -1) for image_id in rows["image_id"]],
+        )
+        baselines["consensus of similar photos"] = score_captions(borrowed, references)["captions"]
+    people, others = one_against_the_others(references)
+    if people:
+        baselines["one human caption"] = score_captions(people, others)["captions"]
+    return baselines
+
+
+def evaluate_captioner(
+    model_dir: str | os.PathLike, recipe: Recipe, split: str, report: str | os.PathLike | None = None
+) -> dict[str, Any]:
     r"""Measures a trained captioner on a split of its recipe's data; see `run.evaluate`."""
     rows = load_split(recipe, split)
     images = load_images(recipe, rows, split)
     model = MIAForCaptioning.from_pretrained(model_dir).to(PartialState().device)
     processor = MIAProcessor.from_pretrained(model_dir)
-    return measure_captioner(model, processor, recipe, split, rows, images)
+    results = measure_captioner(model, processor, recipe, split, rows, images, _training_images(recipe))
+    if report is not None:
+        title = f"{Path(model_dir).resolve().name} on {split}: {recipe.description}"
+        with_curve = results | {"curve": saved_curve(Path(model_dir))}
+        report_captioner(Path(report), title, with_curve, model, processor, recipe, rows, images)
+    return results
+
+
+def report_captioner(
+    path: Path,
+    title: str,
+    results: Mapping[str, Any],
+    model: MIAForCaptioning,
+    processor: MIAProcessor,
+    recipe: Recipe,
+    rows: Dataset,
+    images: ImageInputs,
+) -> None:
+    """Writes the report of a captioner whose `results` are known."""
+    chosen = evenly_spaced(len(rows), NUM_EXAMPLES)
+    image_ids = [rows["image_id"][index] for index in chosen]
+    shown = ground_captions(model, processor, images, image_ids, num_beams=recipe.captions.num_beams)
+    examples = dict(zip(chosen, shown, strict=True))
+    write_report(path, build_caption_report(title, results, examples, rows, asdict(recipe)))
+
+
+def _training_images(recipe: Recipe) -> tuple[Dataset, ImageInputs] | None:
+    """Training images, where they are at hand: a model can be measured without them."""
+    split = recipe.dataset.train_split
+    try:
+        rows = load_split(recipe, split)
+        return rows, load_images(recipe, rows, split)
+    except (ValueError, OSError) as error:
+        logger.warning("Without the training images there is no consensus of similar photos to compare with: %s", error)
+        return None

@@ -85,6 +85,7 @@ class RegionSettings:
     max_regions: int = 36
     max_concepts: int = 36
     extraction: dict | None = None  # how the store was made, for photos: see `MIAProcessor`
+    withhold_image: bool = False  # the same model blind: what captions alone teach, a floor for the one that sees
 
     def validate_sizes(self) -> None:
         _check_positive(self, "max_regions", "max_concepts")

@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 from PIL import ImageOps
+from PIL.Image import Image
 
 from ..metrics.pointing_game import pointing_hits
-from ..processing.concepts import RankedConcept
-from ..processing.grounding import Grounding
-from ..visualization import Example, Report, Table, draw_grounding
+from ..processing.concepts import FUNCTION_WORDS, RankedConcept
+from ..processing.grounding import GroundedCaption, Grounding
+from ..processing.regions import Regions
+from ..visualization import Example, Report, Table, draw_grounding, draw_regions
 
 # name in the trainer's log -> name in the report, factor
 _CURVES = {
@@ -18,6 +20,9 @@ _CURVES = {
     "eval_pointing_accuracy": ("pointing game, %", 100),
     "eval_attention_correctness": ("attention correctness, %", 100),
     "eval_mean_average_precision": ("mean average precision, %", 100),
+    "eval_cider_d": ("CIDEr-D x 100", 100),
+    "eval_bleu_4": ("BLEU-4, %", 100),
+    "eval_rouge_l": ("ROUGE-L, %", 100),
 }
 
 
@@ -70,9 +75,9 @@ def build_concept_report(
     num_examples: int = 6,
 ) -> Report:
     """As [`build_report`], of a concept detector; `ranked` are the likeliest words of each row."""
-    stride = max(1, len(rows) // num_examples)
+    chosen = evenly_spaced(len(rows), num_examples)
     examples = []
-    for index in range(stride // 2, len(rows), stride)[:num_examples]:
+    for index in chosen:
         photo = ImageOps.exif_transpose(rows[index]["image"]).convert("RGB")
         photo.thumbnail((480, 480))
         words = ", ".join(f"{word} {100 * prob:.0f}" for word, prob in ranked[index][:10])
@@ -85,8 +90,62 @@ def build_concept_report(
         metrics=result_tables(results),
         curve=_curve(results.get("curve") or ()),
         examples=examples,
-        rule=f"one of every {stride} photos in the order of the data set, with its ten likeliest words, in percent.",
+        rule=f"{_spacing(chosen)}, with its ten likeliest words, in percent.",
     )
+
+
+def build_caption_report(
+    title: str,
+    results: Mapping[str, Any],
+    captions: Mapping[int, tuple[Regions, GroundedCaption]],
+    rows: Dataset,
+    settings: Mapping[str, Any],
+) -> Report:
+    """As [`build_report`], of a captioner; `captions` are those of the rows to show, by [`evenly_spaced`]."""
+    examples = []
+    for index, (regions, grounded) in captions.items():
+        row = rows[index]
+        photo = ImageOps.exif_transpose(row["image"]).convert("RGB")
+        note = f"People: {' / '.join(row['captions'])} Photo {row['image_id']}"
+        examples.append(Example("typical", grounded.caption, _draw_words(photo, regions, grounded), note))
+    return Report(
+        title=title,
+        settings=settings,
+        protocol=protocol_of(results),
+        metrics=result_tables(results),
+        curve=_curve(results.get("curve") or ()),
+        examples=examples,
+        rule=f"{_spacing(list(captions))}, with the caption written for it. A box is the region that counted most when "
+        "the words beside it were written.",
+    )
+
+
+def evenly_spaced(count: int, num_examples: int) -> list[int]:
+    """`num_examples` of `count` rows, or all where there are no more: one of every k, from the middle of the first k."""
+    stride = max(1, count // num_examples)
+    return list(range(stride // 2, count, stride))[:num_examples]
+
+
+def _spacing(chosen: Sequence[int]) -> str:
+    stride = chosen[1] - chosen[0] if len(chosen) > 1 else 1
+    return f"one of every {stride} photos in the order of the data set"
+
+
+def _draw_words(photo: Image, regions: Regions, caption: GroundedCaption, width: int = 480) -> Image:
+    """The photo with the region of each content word of its caption."""
+    words: dict[Any, list[str]] = {}
+    for grounding in caption.groundings:
+        if grounding.box is not None and grounding.phrase.isalpha() and grounding.phrase not in FUNCTION_WORDS:
+            words.setdefault(grounding.box, []).append(grounding.phrase)
+    labels = [" ".join(row) for row in words.values()]
+    named = Regions(
+        regions.image_id,
+        regions.image_size,
+        np.array(list(words), dtype=float).reshape(-1, 4),
+        labels=np.arange(len(labels)),
+        settings={"detector": {"labels": labels}},
+    )
+    return draw_regions(photo, named, width=width)
 
 
 def protocol_of(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,6 +155,9 @@ def protocol_of(results: Mapping[str, Any]) -> dict[str, Any]:
     run_facts = {name: results[name] for name in run if name in results}
     if "concepts" in results:
         return facts | results["concepts"]["protocol"] | run_facts
+    if "captions" in results:
+        facts |= {"beams": results["num_beams"], "tokens": "Penn Treebank, without punctuation"}
+        return facts | ({"image": "withheld"} if results["image_withheld"] else {}) | run_facts
     pointing = results["model"]
     facts |= {name: pointing["protocol"][name] for name in ("box_rule", "min_box_area", "skip_categories", "ties")}
     facts["union_mask"] = results["attention_correctness"]["protocol"]["union_mask"]
@@ -109,6 +171,8 @@ def result_tables(results: Mapping[str, Any]) -> list[Table]:
     """The numbers of a run, in percent: for the report, and for `hf-grounding evaluate`."""
     if "concepts" in results:
         return _concept_tables(results["concepts"], results["baselines"])
+    if "captions" in results:
+        return [_caption_table(results["captions"], results["baselines"])]
     pointing, correctness = results["model"], results["attention_correctness"]
     baselines = results["baselines"]
     categories = sorted(pointing["by_category"], key=lambda name: -pointing["by_category"][name]["count"])
@@ -158,6 +222,31 @@ def _concept_tables(concepts: Mapping[str, Any], baselines: Mapping[str, float],
         Table("Concepts, %", [everything], note),
         Table(f"The {len(words)} commonest words, %", words, "Chance: the share of images that have the word."),
     ]
+
+
+def _caption_table(captions: Mapping[str, Any], baselines: Mapping[str, Mapping[str, Any]]) -> Table:
+    rows = [
+        {
+            "captions of": name,
+            **{f"BLEU-{n}": _percent(scores[f"bleu_{n}"]) for n in range(1, 5)},
+            "METEOR": _percent(scores.get("meteor")),
+            "ROUGE-L": _percent(scores["rouge_l"]),
+            "CIDEr-D": _percent(scores["cider_d"]),
+            "distinct": scores["distinct"],
+            "mean length": round(scores["mean_length"], 1),
+            "vocabulary": scores["vocabulary"],
+            "images": scores["count"],
+        }
+        for name, scores in {"this model": captions, **baselines}.items()
+    ]
+    notes = {
+        "consensus of similar photos": "Consensus: of all captions of the 25 training photos with the most similar "
+        "features, the one most like the others (CIDEr-D).",
+        "one human caption": "One human caption: each photo's first caption against its others, so with one reference "
+        "fewer.",
+    }
+    absent = [f"{name.upper()} is absent: {why}" for name, why in captions["absent"].items()]
+    return Table("Captions, x 100", rows, " ".join([*(notes[name] for name in baselines), *absent]))
 
 
 def _level_table(levels: Mapping[str, Any], categories: Sequence[str]) -> Table:

@@ -194,7 +194,7 @@ def evaluate(
     if settings.system == "concept_detector":
         return evaluate_concepts(model_dir, settings, split, report)
     if settings.system == "mia":
-        return evaluate_captioner(model_dir, settings, split)
+        return evaluate_captioner(model_dir, settings, split, report)
     rows = load_split(settings, split)
     model = MultiLevelGroundingModel.from_pretrained(model_dir).to(PartialState().device)
     processor = MultiLevelGroundingProcessor.from_pretrained(model_dir)
