@@ -11,6 +11,7 @@ from ._java import JavaMetricUnavailable
 from .attention_correctness import attention_correctness
 from .baselines import center_points, most_confident_region_points, random_points
 from .bleu import bleu
+from .caption_baselines import consensus_captions, mean_features, one_against_the_others
 from .caption_metrics import compute_caption_metrics
 from .cider import CiderScorer, DocumentFrequencies, cider
 from .comparison import paired_bootstrap
@@ -57,14 +58,17 @@ __all__ = [
     "cider",
     "compute_caption_metrics",
     "concept_average_precision",
+    "consensus_captions",
     "gather_by_id",
     "grounding_f1",
     "gt_sentence_accuracy",
     "level_selection_rates",
     "majority_answer",
+    "mean_features",
     "meteor",
     "most_confident_region_points",
     "normalize_answer",
+    "one_against_the_others",
     "paired_bootstrap",
     "pointing_game",
     "ptb_tokenize",

@@ -379,7 +379,9 @@ def build_captioner(
     model = MIAForCaptioning(config)
     generation = model.generation_config
     generation.max_new_tokens = tokenizer.model_max_length
-    generation.num_beams, generation.length_penalty = settings.num_beams, 0.0
+    generation.num_beams = settings.num_beams
+    if settings.num_beams > 1:
+        generation.length_penalty = 0.0
     never = {getattr(tokenizer, name) for name in special} - {tokenizer.eos_token_id}
     generation.suppress_tokens = sorted(never)  # a word that nobody can read is no word
     sizes = {"max_regions": sources.max_regions, "max_concepts": sources.max_concepts}
@@ -418,8 +420,8 @@ def train_captioner(recipe: Recipe, output_dir: str | os.PathLike, *, resume: bo
     started = time.perf_counter()
     trained = run_training(trainer, processor, recipe, checkpoint)
     training = (train_rows, train_images)
-    results = measure_captioner(trained, processor, recipe, eval_split, eval_rows, eval_images, training)
-    results |= training_facts(trainer, started)
+    facts = training_facts(trainer, started)  # now: METEOR may take longer than the training of a small model
+    results = measure_captioner(trained, processor, recipe, eval_split, eval_rows, eval_images, training) | facts
     if trainer.is_world_process_zero():
         write_results(output_dir, results)
         title = f"{output_dir.name}: {recipe.description}"
