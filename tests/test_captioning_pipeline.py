@@ -79,6 +79,16 @@ def test_regions_and_concepts_that_are_given_are_read_and_nothing_is_loaded(pipe
     assert fewer.region_weights.shape == (4, 2)
 
 
+def test_of_more_regions_than_the_model_takes_the_surest_are_read_and_their_boxes_given(pipe):
+    (regions,), (concepts,) = pipe.extract([noise()])
+    many = regions.select([0, 1, 2, 3, 0, 1, 2, 3])  # the processor keeps 6
+    many.boxes[:, 0] = np.arange(8)
+    many.scores[:] = [0.1, 0.2, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9]
+    written = pipe(noise(), regions=many, concepts=concepts)
+    assert written.regions.boxes[:, 0].tolist() == [2, 3, 4, 5, 6, 7]
+    assert_equal(written, pipe(noise(), regions=many.select(slice(2, 8)), concepts=concepts))
+
+
 def test_given_concepts_change_what_is_written(pipe):
     weights = [pipe(noise(), concepts=words).region_weights for words in (["dog"], ["cat", "car"])]
     assert np.abs(weights[0] - weights[1]).max() > 1e-3

@@ -67,6 +67,10 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.pipelines import PIPELINE_REGISTRY
 found.append(PROCESSOR_MAPPING[config])
 found.append(PIPELINE_REGISTRY.supported_tasks["phrase-grounding"]["impl"])
+from transformers import AutoModelForImageTextToText
+mia = CONFIG_MAPPING["mia"]
+found += [mia, AutoModel._model_mapping[mia], AutoModelForImageTextToText._model_mapping[mia]]
+found += [PROCESSOR_MAPPING[mia], PIPELINE_REGISTRY.supported_tasks["grounded-captioning"]["impl"]]
 print(*[class_.__name__ for class_ in found])
 print(sum(type(finder).__module__ == "hf_grounding._auto" for finder in sys.meta_path))
 """
@@ -92,6 +96,11 @@ def test_auto_classes_know_our_classes_in_whatever_order_of_imports(imported_bef
         "MultiLevelGroundingImageProcessorPil",
         "MultiLevelGroundingProcessor",
         "PhraseGroundingPipeline",
+        "MIAConfig",
+        "MIAModel",
+        "MIAForCaptioning",
+        "MIAProcessor",
+        "GroundedCaptioningPipeline",
     ]
     assert finders_left == "0"
 

@@ -35,7 +35,7 @@ def test_help_answers_without_torch():
     assert result.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", [[], ["list"], ["train"], ["evaluate"], ["ground"]], ids=" ".join)
+@pytest.mark.parametrize("command", [[], ["list"], ["train"], ["evaluate"], ["ground"], ["caption"]], ids=" ".join)
 def test_help_ends_with_two_worked_examples(command):
     answer = run(*command, "--help")
     assert answer.code == 0

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from hf_grounding.processing.detectors import Candidates, TransformersDetector, YoloxDetector, _grid
-from hf_grounding.processing.extraction import GridExtractor, RegionExtractor
+from hf_grounding.processing.extraction import GridExtractor, RegionExtractor, load_extractor
 from hf_grounding.processing.photos import load_photo
 from hf_grounding.processing.regions import select_regions
 from tests.common import tiny_detector
@@ -369,3 +369,20 @@ def test_the_labels_of_a_yolox_must_be_as_many_as_its_classes(data_dir):
     path = data_dir / "weights" / "yolox_nano_coco" / "yolox_nano.onnx"
     with pytest.raises(ValueError, match=r"where a YOLOX of 2 classes and input 416 gives \(batch, 3549, 7\)"):
         YoloxDetector(path, ["dog", "cat"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "either a `detector` or a `grid`, got detector=None and grid=None"),
+        ({"detector": "d", "grid": 2, "backbone": "b"}, "either a `detector` or a `grid`, got detector='d' and grid=2"),
+        ({"grid": 2}, "A `grid` needs a `backbone`"),
+        ({"grid": 2, "backbone": "b", "imagesize": 64}, "GridExtractor has no setting `imagesize`.* `image_size`"),
+        ({"grid": 2, "backbone": "b", "num_regions": 4}, "GridExtractor has no setting `num_regions`"),
+        ({"detector": "./none"}, "The detector './none' cannot be loaded"),
+        ({"grid": 2, "backbone": "./none"}, "The backbone './none' cannot be loaded"),
+    ],
+)
+def test_what_cannot_make_an_extractor_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        load_extractor(**arguments)
