@@ -306,11 +306,8 @@ def test_regions_and_phrases_that_do_not_fit_to_the_captions_are_refused(change,
         make_processor().post_process_grounded_captions(**(arguments | change))
 
 
-@pytest.mark.parametrize("decoder", ["visual_attention", "up_down", "transformer", "visual_condition"])
-@pytest.mark.parametrize("options", [{}, {"num_beams": 3, "num_return_sequences": 2}], ids=["greedy", "beams"])
-def test_what_a_model_writes_is_grounded_with_or_without_a_prompt(decoder: str, options: dict):
+def make_model(decoder: str) -> MIAForCaptioning:
     torch.manual_seed(0)
-    processor = make_processor(max_regions=3)
     config = MIAConfig(
         decoder_type=decoder,
         vocab_size=9,
@@ -324,7 +321,26 @@ def test_what_a_model_writes_is_grounded_with_or_without_a_prompt(decoder: str, 
         num_encoder_layers=1,
         num_decoder_layers=1,
     )
-    model = MIAForCaptioning(config).eval()
+    return MIAForCaptioning(config).eval()
+
+
+@pytest.mark.parametrize("decoder", ["visual_attention", "concept_attention", "visual_condition", "up_down"])
+def test_padding_of_regions_concepts_and_captions_changes_nothing(decoder: str):
+    processor, model = make_processor(), make_model(decoder)
+    regions = [make_regions(4), make_regions(6, "2"), make_regions(2, "3")]
+    concepts = [["dog"], ["man", "horse", "a", "dog", "rides", "zebra", "man"], []]
+    captions = ["a dog", "a man rides a horse", "dog"]
+    with torch.no_grad():
+        batch = model(**processor(regions=regions, concepts=concepts, captions=captions)).logits
+        for row, record, words, caption in zip(batch, regions, concepts, captions, strict=True):
+            (alone,) = model(**processor(regions=record, concepts=[words], captions=[caption])).logits
+            torch.testing.assert_close(row[: len(alone)], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("decoder", ["visual_attention", "up_down", "transformer", "visual_condition"])
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3, "num_return_sequences": 2}], ids=["greedy", "beams"])
+def test_what_a_model_writes_is_grounded_with_or_without_a_prompt(decoder: str, options: dict):
+    processor, model = make_processor(max_regions=3), make_model(decoder)
     regions = [make_regions(2), make_regions(5, "2", scores=np.array([0.1, 0.9, 0.2, 0.8, 0.7]))]
     settings = {"max_new_tokens": 4, "return_dict_in_generate": True, "output_attentions": True, **options}
     for prompt in ({}, {"text": ["a dog", "a man"]}):

@@ -1,0 +1,480 @@
+"""Training of captioners: what it learns, resuming, several processes, schedules, and refusals before it begins."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from datasets import Dataset
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback
+
+from hf_grounding.data.region_store import RegionStoreWriter
+from hf_grounding.metrics import caption_metrics
+from hf_grounding.metrics.cider import cider
+from hf_grounding.modeling.modeling_mia import MIAForCaptioning
+from hf_grounding.processing.concepts import write_image_concepts
+from hf_grounding.processing.processing_mia import MIAProcessor
+from hf_grounding.processing.regions import Regions
+from hf_grounding.training import captioning
+from hf_grounding.training.captioning import (
+    CaptioningCollator,
+    CaptioningTrainer,
+    CaptioningTrainingArguments,
+    CaptionsPerImage,
+    ImageInputs,
+    build_captioner,
+    load_images,
+    score_captions,
+    write_captions,
+)
+from hf_grounding.training.common import load_split
+from hf_grounding.training.recipe import Recipe
+from hf_grounding.training.run import evaluate, train
+
+ROOT = Path(__file__).resolve().parents[2]
+
+RECIPE = {
+    "description": "tiny",
+    "system": "mia",
+    "dataset": {
+        "name": "scenes",
+        "options": {"num_train": 60, "num_val": 20, "num_test": 0, "image_size": 64, "attributes": ["color", "shape"]},
+    },
+    "regions": {"max_regions": 6, "max_concepts": 6},
+    "captions": {"min_count": 1, "num_beams": 2},
+    "model": {
+        "decoder_type": "visual_attention",
+        "hidden_size": 32,
+        "embedding_size": 32,
+        "attention_hidden_size": 16,
+        "intermediate_size": 32,
+        "num_attention_heads": 2,
+        "mia_iterations": 1,
+        "mia_dropout": 0.05,
+        "dropout": 0.05,
+    },
+    "training": {
+        "num_train_epochs": 14,
+        "per_device_train_batch_size": 6,
+        "captions_per_image": 4,
+        "learning_rate": 1e-2,
+        "max_grad_value": 0.1,
+        "lr_decay_factor": 0.7,
+        "lr_decay_every": 2,
+        "lr_decay_start": 4,
+        "scheduled_sampling_increase": 0.05,
+        "scheduled_sampling_every": 6,
+        "eval_strategy": "steps",
+        "save_strategy": "steps",
+        "eval_steps": 70,
+        "save_steps": 70,
+        "load_best_model_at_end": True,
+        "logging_steps": 10,
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+    },
+}
+
+
+def _no_java(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("METEOR is not run here: Java takes longer than all else.")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _without_meteor():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(caption_metrics, "meteor", _no_java)
+        yield
+
+
+@pytest.fixture(scope="module")
+def recipe_file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("captioning") / "config.yaml"
+    path.write_text(yaml.safe_dump(RECIPE))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(recipe_file: Path) -> Path:
+    folder = recipe_file.parent / "run"
+    train(Recipe.load(recipe_file), folder)
+    return folder
+
+
+def _results(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "results.json").read_text())
+
+
+# A whole run
+
+
+def test_the_loss_falls_and_captions_are_those_of_their_images(run: Path, recipe_file: Path):
+    results = _results(run)
+    losses = [entry["loss"] for entry in results["curve"] if "loss" in entry]
+    assert losses[-1] < 0.5 * losses[0]
+    recipe = Recipe.load(recipe_file)
+    rows = load_split(recipe, "val")
+    images, ids, references = load_images(recipe, rows, "val"), rows["image_id"][:], rows["captions"][:]
+    model, processor = MIAForCaptioning.from_pretrained(run), MIAProcessor.from_pretrained(run)
+    own = cider(write_captions(model, processor, images, ids), references)["cider_d"]
+    of_others = cider(write_captions(model, processor, images, ids[1:] + ids[:1]), references)["cider_d"]
+    torch.manual_seed(0)
+    untrained, _ = build_captioner(recipe, references, model.config.feature_dim)
+    assert own > of_others + 0.2
+    assert own > cider(write_captions(untrained, processor, images, ids), references)["cider_d"] + 0.2
+    best = max(entry["eval_cider_d"] for entry in results["curve"] if "eval_cider_d" in entry)
+    assert own == pytest.approx(best)
+
+
+def test_evaluation_repeats_the_numbers_of_the_training(run: Path):
+    results, saved = evaluate(run), _results(run)
+    assert results["captions"] == saved["captions"]
+    assert (results["split"], results["num_images"], results["num_beams"]) == ("val", 20, 2)
+    assert set(results["captions"]["absent"]) == {"meteor"}
+    assert evaluate(run, split="val[:5]")["num_images"] == 5
+    with pytest.raises(ValueError, match="`box_rule` is of phrase grounding, and .* holds a captioner"):
+        evaluate(run, box_rule="any")
+    with pytest.raises(ValueError, match="holds a mia, and the recipe is of a multilevel_grounding"):
+        evaluate(run, recipe="multilevel_scenes")
+
+
+def test_a_resumed_run_has_the_weights_of_an_uninterrupted_one(run: Path, recipe_file: Path, tmp_path: Path):
+    for path in run.iterdir():  # as it was when its first checkpoint was there
+        if path.name in ("recipe.yaml", "checkpoint-70"):
+            (tmp_path / path.name).symlink_to(path)
+    train(Recipe.load(recipe_file), tmp_path, resume=True)
+    whole, resumed = (load_file(folder / "checkpoint-140" / "model.safetensors") for folder in (run, tmp_path))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert _results(tmp_path)["captions"] == _results(run)["captions"]
+    with pytest.raises(FileExistsError, match="holds an earlier run"):
+        train(Recipe.load(recipe_file), tmp_path)
+    with pytest.raises(ValueError, match=r"other settings: `captions.num_beams` was 2 and is 5"):
+        train(Recipe.load(recipe_file, {"num_beams": "5"}), tmp_path, resume=True)
+
+
+def test_batches_read_by_workers_train_the_same_model(recipe_file: Path, tmp_path: Path):
+    weights = []
+    for workers in (0, 1):  # two epochs, since workers must hear of the second
+        settings = {"max_steps": "4", "per_device_train_batch_size": "30", "save_steps": "4", "eval_steps": "4"}
+        folder = tmp_path / str(workers)
+        train(Recipe.load(recipe_file, settings | {"dataloader_num_workers": str(workers)}), folder)
+        weights.append(load_file(folder / "model.safetensors"))
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+SCRIPT = """
+import sys
+from hf_grounding.metrics import caption_metrics
+from hf_grounding.training import captioning, run
+from hf_grounding.training.recipe import Recipe
+def no_java(*args, **kwargs):
+    raise RuntimeError("not here")
+caption_metrics.meteor = no_java
+written = []
+write = captioning.write_results
+captioning.write_results = lambda *args: (written.append(args), write(*args))
+results = run.train(Recipe.load(sys.argv[1]), sys.argv[2])
+print("DONE", len(written), results["captions"]["cider_d"], results["captions"]["mean_length"])
+"""
+
+
+def test_two_processes_measure_one_model_and_write_its_results_once(recipe_file: Path, tmp_path: Path):
+    values = yaml.safe_load(recipe_file.read_text())
+    values["training"] |= {"per_device_train_batch_size": 5, "num_train_epochs": 2, "eval_steps": 6, "save_steps": 6}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "script.py")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    arguments = [str(tmp_path / "config.yaml"), str(tmp_path / "two")]
+    done = subprocess.run([sys.executable, *command, *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = sorted(line.split() for line in done.stdout.splitlines() if line.startswith("DONE"))
+    assert (first[1], second[1]) == ("0", "1")
+    assert first[2:] == second[2:]
+    results = _results(tmp_path / "two")
+    assert results["captions"] == evaluate(tmp_path / "two")["captions"]
+    # 60 images in batches of twice 5: 6 steps an epoch
+    assert [entry["step"] for entry in results["curve"] if "eval_cider_d" in entry] == [6, 12]
+
+
+# Schedules
+
+
+class _Recorder(TrainerCallback):
+    """What holds at each step."""
+
+    def __init__(self):
+        self.sampling, self.epochs, self.before, self.after = [], [], [], []
+
+    def on_step_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
+        self.sampling.append(model.scheduled_sampling_prob)
+        self.epochs.append(train_dataloader.dataset.epoch)
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.before.append(_largest_gradient(model))
+
+    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.after.append(_largest_gradient(model))
+
+
+def _largest_gradient(model: torch.nn.Module) -> float:
+    return max(p.grad.abs().max().item() for p in model.parameters() if p.grad is not None)
+
+
+def _recorded(tmp_path: Path, **settings: Any) -> tuple[_Recorder, CaptioningTrainer]:
+    """A training on four images, two in a batch."""
+    captions = [["a red dog", "dog"], ["a blue cat"], ["a dog", "a cat", "red dog"], ["blue cat"]]
+    rows = Dataset.from_dict({"image_id": list("abcd"), "captions": captions})
+    images = ImageInputs({name: _regions(name) for name in "abcd"}, {name: ["dog", "cat"] for name in "abcd"})
+    recipe = Recipe.from_dict(RECIPE)
+    torch.manual_seed(0)
+    model, processor = build_captioner(recipe, captions, 8)
+    fixed = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "learning_rate": 0.01}
+    recorder = _Recorder()
+    args = CaptioningTrainingArguments(str(tmp_path), per_device_train_batch_size=2, **fixed, **settings)
+    trainer = CaptioningTrainer(
+        model=model,
+        args=args,
+        train_dataset=CaptionsPerImage(rows, args.captions_per_image, args.seed),
+        eval_dataset=rows,
+        data_collator=CaptioningCollator(processor, images),
+        processor=processor,
+        eval_images=images,
+        callbacks=[recorder],
+    )
+    trainer.train()
+    return recorder, trainer
+
+
+def _regions(image_id: str, dim: int = 8, count: int = 2) -> Regions:
+    rng = np.random.default_rng(ord(image_id[0]))
+    boxes = np.tile(np.array([[0, 0, 5, 5]], dtype=np.float32), (count, 1))
+    features = rng.normal(size=(count, dim)).astype(np.float32)
+    return Regions(image_id, (10, 10), boxes, region_features=features, detector="test")
+
+
+def test_more_own_words_are_read_from_epoch_to_epoch(tmp_path: Path):
+    recorder, _ = _recorded(
+        tmp_path,
+        num_train_epochs=7,
+        scheduled_sampling_increase=0.1,
+        scheduled_sampling_every=2,
+        scheduled_sampling_max=0.25,
+    )
+    by_epoch = [0, 0, 0.1, 0.1, 0.2, 0.2, 0.25]  # 0.3 is more than the most
+    assert recorder.sampling == pytest.approx([prob for prob in by_epoch for _ in range(2)])
+    assert recorder.epochs == [epoch for epoch in range(7) for _ in range(2)]
+
+
+def test_no_number_of_a_gradient_is_larger_than_the_limit_when_a_step_is_taken(tmp_path: Path):
+    recorder, trainer = _recorded(
+        tmp_path, num_train_epochs=2, max_grad_value=0.005, max_grad_norm=0, lr_decay_factor=0.5, weight_decay=0.01
+    )
+    assert min(recorder.before) > 0.005
+    assert max(recorder.after) <= 0.005
+    assert max(recorder.after) == pytest.approx(0.005)
+    assert trainer.create_optimizer() is trainer.optimizer
+
+
+def _rates(tmp_path: Path, num_images: int, steps: int, **settings: Any) -> list[float]:
+    args = CaptioningTrainingArguments(
+        str(tmp_path), learning_rate=5e-4, use_cpu=True, report_to="none", per_device_train_batch_size=6, **settings
+    )
+    trainer = CaptioningTrainer(
+        model=torch.nn.Linear(1, 1), args=args, train_dataset=[0] * num_images, processor=None, eval_images=None
+    )
+    trainer.create_optimizer()
+    scheduler = trainer.create_scheduler(num_training_steps=steps)
+    rates = []
+    for _ in range(steps):
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        trainer.optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def test_the_learning_rate_of_up_down_falls_every_third_epoch(tmp_path: Path):
+    by_epoch = [5e-4] * 3 + [4e-4] * 3 + [3.2e-4] * 3 + [2.56e-4]
+    # 19 images in batches of 6 are 4 steps an epoch, the last of one image
+    rates = _rates(tmp_path, 19, 40, num_train_epochs=10, lr_decay_factor=0.8, lr_decay_every=3)
+    assert rates == pytest.approx([rate for rate in by_epoch for _ in range(4)])
+    # The same if the run ends by its steps, and half as many of two batches each.
+    assert _rates(tmp_path, 19, 40, max_steps=40, lr_decay_factor=0.8, lr_decay_every=3) == rates
+    accumulated = _rates(
+        tmp_path, 19, 20, num_train_epochs=10, lr_decay_factor=0.8, lr_decay_every=3, gradient_accumulation_steps=2
+    )
+    assert accumulated == rates[::2]
+
+
+def test_the_learning_rate_of_mia_falls_in_every_epoch_from_the_21st(tmp_path: Path):
+    settings = {"lr_decay_factor": 0.5 ** (1 / 50), "lr_decay_start": 19}
+    rates = _rates(tmp_path, 6, 30, num_train_epochs=30, **settings)
+    # The official code: epochs are counted from 1, and from 21 on the rate is 5e-4 * 0.5 ** ((epoch - 20) / 50).
+    assert rates == pytest.approx([5e-4] * 20 + [5e-4 * 0.5 ** ((epoch - 20) / 50) for epoch in range(21, 31)])
+    assert rates[20] == pytest.approx(4.931e-4, rel=1e-3)  # 0.986 of it
+
+
+def test_without_a_factor_the_schedule_is_the_one_named(tmp_path: Path):
+    assert _rates(tmp_path, 6, 4, num_train_epochs=4) == pytest.approx([5e-4, 3.75e-4, 2.5e-4, 1.25e-4])
+
+
+# Captions of an epoch
+
+
+def test_captions_are_drawn_anew_every_epoch_from_seed_epoch_and_image_alone():
+    captions = [[f"caption {i} of {name}" for i in range(5)] for name in "abcdef"]
+    rows = Dataset.from_dict({"image_id": list("abcdef"), "captions": captions})
+
+    def drawn(seed: int, epoch: int, **options: Any) -> list[dict[str, Any]]:
+        data = CaptionsPerImage(rows, 2, seed)
+        data.set_epoch(epoch)
+        return [row for batch in DataLoader(data, batch_size=2, collate_fn=list, **options) for row in batch]
+
+    first = drawn(0, 0)
+    assert [row["image_id"] for row in first] == list("abcdef")
+    for row, all_of_it in zip(first, captions, strict=True):
+        assert len(set(row["captions"])) == 2
+        assert set(row["captions"]) <= set(all_of_it)
+    assert drawn(0, 0) == first
+    assert drawn(0, 0, num_workers=2) == first
+    alone = CaptionsPerImage(rows.select([3]), 2, 0)
+    assert alone[0] == first[3]
+    assert drawn(0, 1) != first
+    assert drawn(1, 0) != first
+    assert [row["captions"] for row in CaptionsPerImage(rows, 5, 0)] == captions  # nothing is drawn where all are read
+
+
+# Refusals
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch) -> Path:
+    """A recipe on "photos", three in each split, with a store and concepts, of which tests take something away."""
+    names = {"train": ["11", "12", "13"], "val": ["21", "22", "23"]}
+    captions = [["a dog", "a red dog"], ["a cat"], ["a dog and a cat"]]
+    rows = {split: Dataset.from_dict({"image_id": ids, "captions": captions}) for split, ids in names.items()}
+    monkeypatch.setattr(captioning, "load_split", lambda recipe, split: rows[split])
+    monkeypatch.setattr("hf_grounding.training.run.load_split", lambda recipe, split: rows[split])
+    _write_store(tmp_path / "store", [_regions(name) for ids in names.values() for name in ids])
+    write_image_concepts(tmp_path / "concepts.json", {int(name): ["dog"] for ids in names.values() for name in ids})
+    recipe = json.loads(json.dumps(RECIPE))
+    recipe["dataset"] = {"name": "flickr30k_entities"}
+    recipe["regions"] |= {"store": str(tmp_path / "store"), "concepts": str(tmp_path / "concepts.json")}
+    recipe["regions"]["extraction"] = {"detector": "somewhere"}
+    recipe["training"] |= {"max_steps": 1, "eval_steps": 1, "save_steps": 1, "per_device_train_batch_size": 3}
+    path = tmp_path / "photos.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def _write_store(folder: Path, regions: list[Regions]) -> None:
+    with RegionStoreWriter(folder, {}, detector="test") as writer:
+        for record in regions:
+            writer.add(record)
+
+
+def test_a_store_and_concepts_of_files_train_a_captioner_that_knows_where_they_came_from(photos: Path, tmp_path: Path):
+    results = train(Recipe.load(photos), tmp_path / "run")
+    assert results["num_images"] == 3
+    assert MIAProcessor.from_pretrained(tmp_path / "run").extraction == {"detector": "somewhere"}
+    _write_store(tmp_path / "other", [_regions(name, dim=5) for name in ("21", "22", "23")])
+    recipe = yaml.safe_load(photos.read_text())
+    recipe["regions"]["store"] = str(tmp_path / "other")
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(
+        ValueError, match=r"must be \(batch, num_regions, 8\) \(`config.feature_dim`\), got \(3, 2, 5\)"
+    ):
+        evaluate(tmp_path / "run", recipe=tmp_path / "other.yaml")
+
+
+def test_images_without_regions_or_concepts_are_named(photos: Path, tmp_path: Path):
+    def refused(message: str, **settings: Any) -> None:
+        overrides = {f"regions.{name}": str(value) for name, value in settings.items()}
+        with pytest.raises(ValueError, match=message):
+            train(Recipe.load(photos, overrides), tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    _write_store(tmp_path / "part", [_regions(name) for name in ("11", "13", "21", "22", "23")])
+    refused("1 of 3 images of 'train' have no regions, such as '12'; .*extract-features", store=tmp_path / "part")
+    _write_store(
+        tmp_path / "none", [_regions(name, count=name != "22") for name in ("11", "12", "13", "21", "22", "23")]
+    )
+    refused("In 1 of 3 images of 'val' no region was found, such as '22'", store=tmp_path / "none")
+    write_image_concepts(tmp_path / "some.json", {11: ["dog"], 12: ["dog"], 13: ["dog"], 21: ["dog"]})
+    refused(
+        "2 of 3 images of 'val' have no concepts, such as '22'; .*extract-concepts", concepts=tmp_path / "some.json"
+    )
+    (tmp_path / "cut.json").write_text((tmp_path / "some.json").read_text()[:40])
+    refused("cut.json is not JSON, or is cut off", concepts=tmp_path / "cut.json")
+    refused("reads concepts, and section `regions` names no `concepts`", concepts="null")
+    refused("Section `regions` names no `store`; make one with `hf-grounding extract-features`", store="null")
+    bare = [_regions(name) for name in ("11", "12", "13", "21", "22", "23")]
+    for record in bare:
+        record.region_features = None
+    _write_store(tmp_path / "bare", bare)
+    refused("The regions have no features; extract them again with a `--backbone`", store=tmp_path / "bare")
+
+
+def test_without_the_module_no_concepts_are_needed(photos: Path, tmp_path: Path):
+    settings = {"regions.concepts": "null", "mia_iterations": "0"}
+    assert train(Recipe.load(photos, settings), tmp_path / "run")["epochs"] == 1
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_images_without_captions_are_named_before_anything_is_computed(recipe_file: Path, tmp_path: Path, split: str):
+    recipe = Recipe.load(recipe_file, {"dataset.options.num_train": "3", "dataset.options.num_val": "3"})
+
+    def bare(recipe: Recipe, name: str) -> Dataset:
+        rows = load_split(recipe, name)
+        return rows.map(lambda row, i: {"captions": row["captions"] * (name != split or i != 1)}, with_indices=True)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(captioning, "load_split", bare)
+        with pytest.raises(
+            ValueError, match=f"1 images of '{split}' have no caption, such as 'scene-0-{split}-000001'"
+        ):
+            train(recipe, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "setting, message",
+    [
+        (
+            {"metric_for_best_model": "meteor"},
+            "`metric_for_best_model` must be one of cider_d, bleu_4, rouge_l, got 'm",
+        ),
+        ({"captions_per_image": 0}, "`captions_per_image` must be 1 or more, got 0"),
+        ({"lr_decay_every": 0}, "`lr_decay_every` must be 1 or more, got 0"),
+        ({"lr_decay_start": -1}, "`lr_decay_start` must be 0 or more, got -1"),
+        ({"lr_decay_factor": 0.0}, "`lr_decay_factor` must be above 0, got 0.0"),
+        ({"max_grad_value": -0.1}, "`max_grad_value` must be above 0, got -0.1"),
+        ({"scheduled_sampling_every": 0}, "`scheduled_sampling_every` must be 1 or more, got 0"),
+        ({"scheduled_sampling_increase": 1.5}, r"`scheduled_sampling_increase` must be in \[0, 1\], got 1.5"),
+        ({"scheduled_sampling_max": -0.1}, r"`scheduled_sampling_max` must be in \[0, 1\], got -0.1"),
+        ({"num_train_epochs": 0}, "`num_train_epochs` must be above 0, got 0"),
+    ],
+)
+def test_training_arguments_out_of_their_range_are_refused(tmp_path: Path, setting: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        CaptioningTrainingArguments(str(tmp_path), **setting)
+
+
+def test_a_model_that_says_the_same_of_all_images_is_reported(caplog):
+    references = [["a dog runs"]] * 20
+    scores = score_captions(["a dog"] * 20, references)["captions"]
+    assert "Only 1 distinct captions for 20 images." in caplog.text
+    assert (scores["distinct"], scores["mean_length"], scores["vocabulary"]) == (1, 2, 2)
+    caplog.clear()
+    score_captions(["a dog"] * 19 + ["a cat"], references)
+    score_captions(["a dog"] * 19, references[:19])  # so few may well be alike
+    assert not caplog.text
