@@ -86,7 +86,7 @@ RECIPE = {
 
 
 def _no_java(*_: Any, **__: Any) -> Any:
-    raise RuntimeError("METEOR is not run here: Java takes longer than all else.")
+    raise RuntimeError("Java takes longer than all else.")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -131,6 +131,8 @@ def test_the_loss_falls_and_captions_are_those_of_their_images(run: Path, recipe
     untrained, _ = build_captioner(recipe, references, model.config.feature_dim)
     assert own > of_others + 0.2
     assert own > cider(write_captions(untrained, processor, images, ids), references)["cider_d"] + 0.2
+    # An image's caption does not depend on the others in its batch, which are padded to one length.
+    assert write_captions(model, processor, images, ids, batch_size=1) == write_captions(model, processor, images, ids)
     best = max(entry["eval_cider_d"] for entry in results["curve"] if "eval_cider_d" in entry)
     assert own == pytest.approx(best)
 
@@ -141,7 +143,7 @@ def test_evaluation_repeats_the_numbers_of_the_training(run: Path):
     assert (results["split"], results["num_images"], results["num_beams"]) == ("val", 20, 2)
     assert set(results["captions"]["absent"]) == {"meteor"}
     assert evaluate(run, split="val[:5]")["num_images"] == 5
-    with pytest.raises(ValueError, match="`box_rule` is of phrase grounding, and .* holds a captioner"):
+    with pytest.raises(ValueError, match=r"`box_rule` is of phrase grounding, and .* holds a captioner"):
         evaluate(run, box_rule="any")
     with pytest.raises(ValueError, match="holds a mia, and the recipe is of a multilevel_grounding"):
         evaluate(run, recipe="multilevel_scenes")
@@ -177,7 +179,7 @@ from hf_grounding.metrics import caption_metrics
 from hf_grounding.training import captioning, run
 from hf_grounding.training.recipe import Recipe
 def no_java(*args, **kwargs):
-    raise RuntimeError("not here")
+    raise RuntimeError("Java takes longer than all else.")
 caption_metrics.meteor = no_java
 written = []
 write = captioning.write_results
@@ -356,16 +358,19 @@ def test_captions_are_drawn_anew_every_epoch_from_seed_epoch_and_image_alone():
 # Refusals
 
 
+ALL = ["11", "12", "13", "21", "22", "23"]
+
+
 @pytest.fixture
 def photos(tmp_path: Path, monkeypatch) -> Path:
     """A recipe on "photos", three in each split, with a store and concepts, of which tests take something away."""
-    names = {"train": ["11", "12", "13"], "val": ["21", "22", "23"]}
+    names = {"train": ALL[:3], "val": ALL[3:]}
     captions = [["a dog", "a red dog"], ["a cat"], ["a dog and a cat"]]
     rows = {split: Dataset.from_dict({"image_id": ids, "captions": captions}) for split, ids in names.items()}
     monkeypatch.setattr(captioning, "load_split", lambda recipe, split: rows[split])
     monkeypatch.setattr("hf_grounding.training.run.load_split", lambda recipe, split: rows[split])
-    _write_store(tmp_path / "store", [_regions(name) for ids in names.values() for name in ids])
-    write_image_concepts(tmp_path / "concepts.json", {int(name): ["dog"] for ids in names.values() for name in ids})
+    _write_store(tmp_path / "store", [_regions(name) for name in ALL])
+    write_image_concepts(tmp_path / "concepts.json", {int(name): ["dog"] for name in ALL})
     recipe = json.loads(json.dumps(RECIPE))
     recipe["dataset"] = {"name": "flickr30k_entities"}
     recipe["regions"] |= {"store": str(tmp_path / "store"), "concepts": str(tmp_path / "concepts.json")}
@@ -405,9 +410,7 @@ def test_images_without_regions_or_concepts_are_named(photos: Path, tmp_path: Pa
 
     _write_store(tmp_path / "part", [_regions(name) for name in ("11", "13", "21", "22", "23")])
     refused("1 of 3 images of 'train' have no regions, such as '12'; .*extract-features", store=tmp_path / "part")
-    _write_store(
-        tmp_path / "none", [_regions(name, count=name != "22") for name in ("11", "12", "13", "21", "22", "23")]
-    )
+    _write_store(tmp_path / "none", [_regions(name, count=int(name != "22")) for name in ALL])
     refused("In 1 of 3 images of 'val' no region was found, such as '22'", store=tmp_path / "none")
     write_image_concepts(tmp_path / "some.json", {11: ["dog"], 12: ["dog"], 13: ["dog"], 21: ["dog"]})
     refused(
@@ -417,7 +420,7 @@ def test_images_without_regions_or_concepts_are_named(photos: Path, tmp_path: Pa
     refused("cut.json is not JSON, or is cut off", concepts=tmp_path / "cut.json")
     refused("reads concepts, and section `regions` names no `concepts`", concepts="null")
     refused("Section `regions` names no `store`; make one with `hf-grounding extract-features`", store="null")
-    bare = [_regions(name) for name in ("11", "12", "13", "21", "22", "23")]
+    bare = [_regions(name) for name in ALL]
     for record in bare:
         record.region_features = None
     _write_store(tmp_path / "bare", bare)
