@@ -10,9 +10,9 @@ equations step by step as public codes do: all captions of a batch at every step
 embedded at a time, LSTM cells on concatenated inputs, and the log-probabilities of every word, padding included.
 Captions are written by `generate` from weights that never choose the end token, so each has all 17 words.
 
-Every measurement is a process of its own (peak memory is a process's); variants take turns, A B C A B C, and the best of
-the rounds counts. The share is of the rate of large matrix products in the same precision, by the products of a variant
-as torch counts them. `keep_freed_memory` (training/common.py) is on for all.
+Every measurement is a process of its own (peak memory is a process's); variants take turns, A B C A B C, and the best
+of the rounds counts. The share is of the rate of large matrix products in the same precision, by the products of a
+variant as torch counts them. `keep_freed_memory` (training/common.py) is on for all.
 """
 
 import argparse

@@ -5,6 +5,7 @@ Captioning" (Devlin et al., arXiv 1505.04467).
 """
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,8 +16,10 @@ from .cider import CiderScorer
 
 NUM_NEIGHBORS = 25
 
+C = TypeVar("C", bound=Caption)  # captions come back as they were given
 
-def mean_features(region_features: Sequence[ArrayLike]) -> np.ndarray:
+
+def mean_features(region_features: Sequence[np.ndarray]) -> np.ndarray:
     r"""One vector for each image: the mean of its regions' features, of length 1.
 
     Args:
@@ -43,11 +46,11 @@ def mean_features(region_features: Sequence[ArrayLike]) -> np.ndarray:
 def consensus_captions(
     features: ArrayLike,
     train_features: ArrayLike,
-    train_captions: Sequence[Sequence[Caption]],
+    train_captions: Sequence[Sequence[C]],
     *,
     num_neighbors: int = NUM_NEIGHBORS,
     own: ArrayLike | None = None,
-) -> list[Caption]:
+) -> list[C]:
     r"""For each image the caption that says best what the captions of the most similar training images say.
 
     All captions of the `num_neighbors` training images of the largest cosine are candidates; the one with the largest
@@ -92,7 +95,7 @@ def consensus_captions(
     return given
 
 
-def one_against_the_others(captions: Sequence[Sequence[Caption]]) -> tuple[list[Caption], list[list[Caption]]]:
+def one_against_the_others(captions: Sequence[Sequence[C]]) -> tuple[list[C], list[list[C]]]:
     r"""What people reach: the first caption of each image as a prediction, its other captions as references.
 
     Images of one caption are left out. References are one fewer than those of a captioner, which lowers most scores.

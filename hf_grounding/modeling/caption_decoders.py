@@ -123,7 +123,8 @@ class RecurrentLinear(nn.Linear):
         device = self.weight.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight.dtype
         weight, bias = self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
-        first, waiting = iter([True]), []
+        first = iter([True])
+        waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
         return lambda x: _StepProduct.apply(x.to(dtype), weight, bias, next(first, False), waiting)
 
 
