@@ -131,7 +131,7 @@ class ImageInputs:
         if empty:
             raise ValueError(
                 f"In {len(empty)} of {len(image_ids)} images of '{where}' no region was found, such as '{empty[0]}'; "
-                "extract with a lower `--threshold`, or leave them out."
+                "extract the cells of a grid (`--grid`) in place of a detector's regions, or leave such images out."
             )
 
     def read(self, image_ids: Sequence[str]) -> dict[str, Any]:
