@@ -3,16 +3,19 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-DEMO := build/demo/multilevel_scenes
+DEMO := build/demo
 DEMO_TEXT := "[an orange square] , [an orange triangle] and [a blue diamond]"
 
 .PHONY: demo test lint wheel clean
 
 demo: $(READY)
-	rm -rf $(DEMO)
-	$(BIN)/hf-grounding train multilevel_scenes --output_dir $(DEMO)
-	$(BIN)/hf-grounding evaluate $(DEMO) --split test
-	$(BIN)/hf-grounding ground docs/scene.png $(DEMO_TEXT) --model $(DEMO) --draw $(DEMO)/grounding.png
+	rm -rf $(DEMO)/multilevel_scenes $(DEMO)/mia_scenes
+	$(BIN)/hf-grounding train multilevel_scenes --output_dir $(DEMO)/multilevel_scenes
+	$(BIN)/hf-grounding evaluate $(DEMO)/multilevel_scenes --split test
+	$(BIN)/hf-grounding ground docs/scene.png $(DEMO_TEXT) --model $(DEMO)/multilevel_scenes \
+		--draw $(DEMO)/multilevel_scenes/grounding.png
+	$(BIN)/hf-grounding train mia_scenes --output_dir $(DEMO)/mia_scenes
+	$(BIN)/hf-grounding evaluate $(DEMO)/mia_scenes --split test
 
 test: $(READY)
 	$(BIN)/python -m pytest -q

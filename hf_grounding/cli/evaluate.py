@@ -70,9 +70,10 @@ def evaluate(
     """Measure a trained model, or files of results.
 
     A model: pointing game and attention correctness by category, with 95 % intervals and trivial baselines; boxes;
-    levels. A concept detector: mean average precision over the commonest content words, beside chance. A file:
-    captions (COCO format) by BLEU, METEOR, ROUGE-L, CIDEr-D and SPICE, answers (VQA format, with --questions) by VQA
-    accuracy, captions with boxes by grounding F1; two of them compared with --against.
+    levels. A concept detector: mean average precision over the commonest content words, beside chance. A captioner:
+    BLEU, METEOR, ROUGE-L and CIDEr-D beside captions of similar training photos and one by a person. A file: captions
+    (COCO format) by these and SPICE, answers (VQA format, with --questions) by VQA accuracy, captions with boxes by
+    grounding F1; two of them compared with --against.
     """
     given = {name for name in MODEL_OPTIONS + FILE_OPTIONS if context.params[name] not in (None, False)}
     is_file = source.is_file() or (not source.exists() and bool(given & set(FILE_OPTIONS)))

@@ -16,7 +16,7 @@ from .cider import CiderScorer
 
 NUM_NEIGHBORS = 25
 
-C = TypeVar("C", bound=Caption)  # captions come back as they were given
+AnyCaption = TypeVar("AnyCaption", bound=Caption)
 
 
 def mean_features(region_features: Sequence[np.ndarray]) -> np.ndarray:
@@ -46,11 +46,11 @@ def mean_features(region_features: Sequence[np.ndarray]) -> np.ndarray:
 def consensus_captions(
     features: ArrayLike,
     train_features: ArrayLike,
-    train_captions: Sequence[Sequence[C]],
+    train_captions: Sequence[Sequence[AnyCaption]],
     *,
     num_neighbors: int = NUM_NEIGHBORS,
     own: ArrayLike | None = None,
-) -> list[C]:
+) -> list[AnyCaption]:
     r"""For each image the caption that says best what the captions of the most similar training images say.
 
     All captions of the `num_neighbors` training images of the largest cosine are candidates; the one with the largest
@@ -95,7 +95,9 @@ def consensus_captions(
     return given
 
 
-def one_against_the_others(captions: Sequence[Sequence[C]]) -> tuple[list[C], list[list[C]]]:
+def one_against_the_others(
+    captions: Sequence[Sequence[AnyCaption]],
+) -> tuple[list[AnyCaption], list[list[AnyCaption]]]:
     r"""What people reach: the first caption of each image as a prediction, its other captions as references.
 
     Images of one caption are left out. References are one fewer than those of a captioner, which lowers most scores.

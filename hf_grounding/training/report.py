@@ -121,7 +121,7 @@ def build_caption_report(
 
 
 def evenly_spaced(count: int, num_examples: int) -> list[int]:
-    """`num_examples` of `count` rows, or all where there are no more: one of every k, from the middle of the first."""
+    """`num_examples` of `count` rows, or all where they are no more: one of every k, from the first k's middle."""
     stride = max(1, count // num_examples)
     return list(range(stride // 2, count, stride))[:num_examples]
 

@@ -15,11 +15,11 @@ DIRECTIONS = np.array([[2.0, 0.1], [0.5, 0.0], [0.0, 3.0], [-1.0, 0.0]])
 
 def test_the_mean_of_an_image_s_regions_has_length_one():
     # means (3, 4) and (0, 2)
-    features = mean_features([np.array([[2.0, 4.0], [4.0, 4.0]], dtype=np.float16), [[0.0, 2.0]]])
+    features = mean_features([np.array([[2.0, 4.0], [4.0, 4.0]], dtype=np.float16), np.array([[0.0, 2.0]])])
     np.testing.assert_allclose(features, [[0.6, 0.8], [0.0, 1.0]], rtol=1e-6)
-    assert mean_features([[[0.0, 0.0]]]).tolist() == [[0.0, 0.0]]
+    assert mean_features([np.zeros((1, 2))]).tolist() == [[0.0, 0.0]]
     with pytest.raises(ValueError, match=r"Image 1 must have features .* of one region or more, got shape \(0, 2\)"):
-        mean_features([[[1.0, 2.0]], np.zeros((0, 2))])
+        mean_features([np.ones((1, 2)), np.zeros((0, 2))])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

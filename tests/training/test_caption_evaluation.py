@@ -37,8 +37,9 @@ def rows() -> Dataset:
 
 @pytest.fixture
 def regions() -> dict[str, Regions]:
-    counts = {"a": 3, "b": 1, "c": 6}
-    return {name: make_regions(name, count, seed) for seed, (name, count) in enumerate(counts.items())}
+    return {
+        name: make_regions(name, count, seed) for seed, (name, count) in enumerate({"a": 3, "b": 1, "c": 6}.items())
+    }
 
 
 @pytest.fixture(autouse=True)
