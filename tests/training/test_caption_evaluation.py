@@ -86,8 +86,9 @@ def test_a_withheld_image_changes_neither_inputs_nor_words(regions):
 
 def test_scenes_are_withheld_where_the_recipe_says_so():
     recipe = Recipe.load("mia_scenes", {"withhold_image": "true"})
-    assert load_images(recipe, Dataset.from_dict({"image_id": []}), "val").withheld
-    assert not load_images(Recipe.load("mia_scenes"), Dataset.from_dict({"image_id": []}), "val").withheld
+    no_rows = Dataset.from_dict({"image_id": [], "captions": []})
+    assert load_images(recipe, no_rows, "val").withheld
+    assert not load_images(Recipe.load("mia_scenes"), no_rows, "val").withheld
 
 
 def test_baselines_are_scored_as_captions_are(rows, regions):

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
+from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
@@ -366,7 +367,11 @@ def photos(tmp_path: Path, monkeypatch) -> Path:
     """A recipe on "photos", three in each split, with a store and concepts, of which tests take something away."""
     names = {"train": ALL[:3], "val": ALL[3:]}
     captions = [["a dog", "a red dog"], ["a cat"], ["a dog and a cat"]]
-    rows = {split: Dataset.from_dict({"image_id": ids, "captions": captions}) for split, ids in names.items()}
+    photos = [Image.new("RGB", (10, 10))] * len(captions)
+    rows = {
+        split: Dataset.from_dict({"image_id": ids, "captions": captions, "image": photos})
+        for split, ids in names.items()
+    }
     monkeypatch.setattr(captioning, "load_split", lambda recipe, split: rows[split])
     monkeypatch.setattr("hf_grounding.training.run.load_split", lambda recipe, split: rows[split])
     _write_store(tmp_path / "store", [_regions(name) for name in ALL])
