@@ -12,7 +12,7 @@ from .visualization import DARK, LIGHT, PREDICTED, REGION_COLORS, Box, _draw_box
 
 QUIET = "#8A8A8A"  # of words that are not outlined
 DIMMEST = 0.25  # brightness of what a word gives no weight
-MAX_HEIGHT = 0.8  # of a photo in a picture, over its width
+MAX_HEIGHT = 1.2  # of a photo in a picture, over its width
 
 
 def draw_grounded_caption(
@@ -164,7 +164,7 @@ def _word_panel(
     image: Image.Image, caption: GroundedCaption, one: Grounding, color: str | None, width: int
 ) -> Image.Image:
     """The photo as bright as the word's weights, and below it the word and the weight of the strongest region."""
-    photo, font = _fitted(image, width), _font(max(11, width // 11))
+    photo, font = _fitted(image, width), _font(max(11, min(20, width // 11)))
     if caption.regions is not None and caption.region_weights is not None and one.box is not None:
         weights = caption.region_weights[slice(*one.token_span)].mean(axis=0)
         boxes = _scaled(image, caption, photo, caption.regions.boxes)
@@ -271,6 +271,6 @@ def _stacked(parts: Sequence[Image.Image], width: int, gap: int) -> Image.Image:
     picture = Image.new("RGB", (width, sum(part.height for part in parts) + gap * (len(parts) - 1)), LIGHT)
     top = 0
     for part in parts:
-        picture.paste(part, ((width - part.width) // 2, top))  # a tall photo is narrower
+        picture.paste(part, (0, top))
         top += part.height + gap
     return picture
