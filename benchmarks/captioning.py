@@ -227,20 +227,21 @@ def measure_in_turns(variants: dict[str, dict], sizes: dict[str, int], rounds: i
     return results
 
 
-def compare_training(sizes: dict[str, int], rates: dict[bool, float], rounds: int) -> None:
+def compare_training(sizes: dict[str, int], rates: dict[bool, float], rounds: int, compiled: bool) -> None:
     variants: dict[str, dict] = {}
     for bf16 in (False, True):
         suffix = ", bf16 autocast" if bf16 else ""
         variants[f"literal{suffix}"] = {"what": "literal", "bf16": bf16}
         variants[f"ours{suffix}"] = {"what": "ours", "bf16": bf16}
-        variants[f"ours{suffix}, compiled"] = {"what": "ours", "bf16": bf16, "compiled": True}
+        if compiled:
+            variants[f"ours{suffix}, compiled"] = {"what": "ours", "bf16": bf16, "compiled": True}
     results = measure_in_turns(variants, sizes, rounds)
     first, captions = results["literal"], sizes["images"] * sizes["captions"]
     print("| training step | captions/s | times faster | peak, GiB | GFLOP | share of the rate | loss | - literal |")
     print("|---|---|---|---|---|---|---|---|")
     for name, row in results.items():
         eager = results[name.removesuffix(", compiled")]
-        share = eager["gflop"] / row["seconds"] / rates[variants[name].get("bf16", False)]
+        share = eager["gflop"] / row["seconds"] / rates[variants[name]["bf16"]]
         print(
             f"| {name} | {captions / row['seconds']:.1f} | {first['seconds'] / row['seconds']:.2f} "
             f"| {row['peak_gib']:.2f} | {eager['gflop']:.0f} | {share:.2f} | {row['loss']:.6f} "
@@ -284,6 +285,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="small sizes")
     parser.add_argument("--rounds", type=int, default=2, help="processes of each variant")
+    parser.add_argument("--compile", action="store_true", help="also torch.compile our step; compiling takes minutes")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -292,7 +294,7 @@ def main() -> None:
     sizes = SMOKE if args.smoke else PAPER
     rates = {bf16: product_rate(torch.bfloat16 if bf16 else torch.float32) for bf16 in (False, True)}
     print(f"matrix products: {rates[False]:.0f} GFLOP/s fp32, {rates[True]:.0f} GFLOP/s bf16\n")
-    compare_training(sizes, rates, args.rounds)
+    compare_training(sizes, rates, args.rounds, args.compile)
     compare_writing(sizes, rates, args.rounds)
 
 

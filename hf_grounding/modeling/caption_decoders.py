@@ -118,8 +118,10 @@ class _StepProduct(torch.autograd.Function):
 class RecurrentLinear(nn.Linear):
     """A layer inside a loop over time, whose weights' gradient is one large product and not a sum of small ones."""
 
-    def over_steps(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The layer as a function of one step's input, to be called at each step of a loop."""
+    def over_steps(self, num_steps: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The layer as a function of one step's input, to be called at each of the steps."""
+        if num_steps == 1:
+            return self  # autocast then casts its weights once for all words that are written
         device = self.weight.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight.dtype
         weight, bias = self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
@@ -248,7 +250,7 @@ class LSTMDecoder(CaptionDecoder):
         sizes = sizes or [len(input_ids)] * input_ids.shape[1]
         pooled = torch.cat([memory.pooled[:count] for count in sizes])
         gates = self.lstm_words(self.embed_words(_words_by_step(input_ids, sizes)) + pooled).split(sizes)
-        lstm_states = self.lstm_states.over_steps()
+        lstm_states = self.lstm_states.over_steps(len(sizes))
         (layer,) = cache.layers
         starts = layer.num_steps == 0
         h, c = layer.read(gates[0], self.width)
@@ -309,7 +311,9 @@ class UpDownDecoder(CaptionDecoder):
         h1, c1 = cache.layers[0].read(gates[0], self.width)
         h2, c2 = cache.layers[1].read(gates[0], self.width)
         pooled, rows, keys, mask = memory.pooled, memory.last_hidden_state, memory.row_keys, memory.row_mask
-        attention_states, language_states = self.attention_states.over_steps(), self.language_states.over_steps()
+        attention_states, language_states = (
+            layer.over_steps(len(sizes)) for layer in (self.attention_states, self.language_states)
+        )
         outputs, weights = [], []
         for words, count in zip(gates, sizes, strict=True):
             if count < len(h1):  # not at every step: the gradient of a part is written into one of the whole
