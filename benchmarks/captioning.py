@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from transformers.utils import logging
 
 from hf_grounding.modeling.configuration_mia import MIAConfig
 from hf_grounding.modeling.convert_mia import up_down_state_dict
@@ -192,6 +193,7 @@ def writing(sizes: dict[str, int], how: str, bf16: bool) -> Callable[[], None]:
 
 def run_worker(what: str, sizes: dict[str, int], bf16: bool, compiled: bool, repeats: int) -> dict[str, float]:
     keep_freed_memory()
+    logging.set_verbosity_error()  # that pad and end are one token is meant
     literal = what == "literal"
     trains = what in ("literal", "ours")
     call = training(sizes, literal, bf16, compiled) if trains else writing(sizes, what, bf16)
