@@ -173,7 +173,7 @@ def test_the_mean_and_the_weights_leave_padded_regions_out_even_where_all_are_pa
 
 def test_words_and_image_of_up_down_are_multiplied_outside_the_loop():
     model = small_captioner("up_down", 0)
-    calls = {"attention_words": 0, "attention_image": 0, "attention_states": 0, "language_states": 0}
+    calls = {"attention_words": 0, "attention_image": 0, "attention.rows": 0, "attention.state": 0}
 
     def count(name):
         def hook(*_):
@@ -182,9 +182,9 @@ def test_words_and_image_of_up_down_are_multiplied_outside_the_loop():
         return hook
 
     for name in calls:
-        getattr(model.decoder, name).register_forward_hook(count(name))
+        model.decoder.get_submodule(name).register_forward_hook(count(name))
     model(**small_inputs(), decoder_input_ids=CAPTIONS)
-    assert calls == {"attention_words": 1, "attention_image": 1, "attention_states": 4, "language_states": 4}
+    assert calls == {"attention_words": 1, "attention_image": 1, "attention.rows": 1, "attention.state": 4}
 
 
 # The cache

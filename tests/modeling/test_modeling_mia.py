@@ -306,7 +306,7 @@ def test_a_training_step_has_the_loss_and_gradients_of_all_words_though_ended_ca
 
 def test_up_down_runs_only_the_captions_that_go_on():
     model, rows = without_dropout("up_down").train(), []
-    hook = model.decoder.language_states.register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
+    hook = model.decoder.attention.state.register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
     model(**small_inputs(), labels=LABELS)
     hook.remove()
     assert rows == [3, 3, 2, 1, 1]
@@ -359,7 +359,7 @@ def test_scheduled_sampling_replaces_the_share_of_words_that_it_is_told_to():
     index = torch.arange(3).repeat_interleave(400)
     torch.manual_seed(0)
     model(**small_inputs(), labels=LABELS[[1]].expand(1200, -1), image_index=index)
-    words = torch.cat(read, dim=1)
+    words = torch.stack(read, dim=1)
     assert words[:, 0].eq(1).all()
     assert set(words[:, 2].tolist()) == {6, 10}
     assert abs((words[:, 1:] == 10).float().mean() - 0.25) < 0.02
