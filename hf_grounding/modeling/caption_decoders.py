@@ -360,7 +360,11 @@ class TransformerDecoder(CaptionDecoder):
             attn_implementation="eager",  # the others do not give their weights
         )
         self.layers = MarianDecoder(settings)
-        self.layers.embed_tokens = self.embed_words
+        self.layers.embed_tokens = None  # it is given embedded words
+
+    def train(self, mode: bool = True):
+        self.layers.embed_positions.requires_grad_(False)  # `from_pretrained` makes all trainable, then calls this
+        return super().train(mode)
 
     def new_cache(self) -> EncoderDecoderCache:
         return EncoderDecoderCache(DynamicCache(), DynamicCache())
@@ -370,8 +374,11 @@ class TransformerDecoder(CaptionDecoder):
         return ImageMemory(last_hidden_state=rows, row_mask=image.visual_mask)
 
     def forward(self, input_ids, memory, cache, sizes=None):
+        most, length = self.layers.max_target_positions, cache.get_seq_length() + input_ids.shape[1]
+        if length > most:
+            raise ValueError(f"A caption may have {most} words (`config.max_position_embeddings`), got {length}.")
         decoded = self.layers(
-            input_ids,
+            inputs_embeds=self.embed_words(input_ids),
             encoder_hidden_states=memory.last_hidden_state,
             encoder_attention_mask=memory.row_mask,
             past_key_values=cache,
