@@ -90,7 +90,7 @@ def build_concept_report(
         metrics=result_tables(results),
         curve=_curve(results.get("curve") or ()),
         examples=examples,
-        rule=f"{_spacing(chosen)}, with its ten likeliest words, in percent.",
+        rule=f"{_spacing(len(rows), len(chosen))}, with its ten likeliest words, in percent.",
     )
 
 
@@ -115,7 +115,7 @@ def build_caption_report(
         metrics=result_tables(results),
         curve=_curve(results.get("curve") or ()),
         examples=examples,
-        rule=f"{_spacing(list(captions))}, with the caption written for it. A box is the region that counted most when "
+        rule=f"{_spacing(len(rows), len(captions))}, with the caption written for it. A box is the region that counted most when "
         "the words beside it were written.",
     )
 
@@ -126,9 +126,8 @@ def evenly_spaced(count: int, num_examples: int) -> list[int]:
     return list(range(stride // 2, count, stride))[:num_examples]
 
 
-def _spacing(chosen: Sequence[int]) -> str:
-    stride = chosen[1] - chosen[0] if len(chosen) > 1 else 1
-    return f"one of every {stride} photos in the order of the data set"
+def _spacing(count: int, num_examples: int) -> str:
+    return f"one of every {max(1, count // max(1, num_examples))} photos in the order of the data set"
 
 
 def _draw_words(photo: Image, regions: Regions, caption: GroundedCaption, width: int = 480) -> Image:

@@ -159,7 +159,7 @@ def test_the_report_shows_captions_with_the_regions_of_their_content_words(resul
     report = build_caption_report("t", results, captions, rows, {})
     assert [example.caption for example in report.examples] == ["a red ball rolls .", "ball"]
     assert report.examples[0].note == "People: a red ball / the red ball Photo a"
-    assert "one of every 2 photos" in report.rule
+    assert "one of every 1 photos" in report.rule  # 2 of 3
     (size, named), (_, nothing) = drawn
     assert size == (40, 20)
     assert named.image_size == (100, 200)
