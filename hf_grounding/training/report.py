@@ -115,8 +115,8 @@ def build_caption_report(
         metrics=result_tables(results),
         curve=_curve(results.get("curve") or ()),
         examples=examples,
-        rule=f"{_spacing(len(rows), len(captions))}, with the caption written for it. A box is the region that counted most when "
-        "the words beside it were written.",
+        rule=f"{_spacing(len(rows), len(captions))}, with the caption written for it. A box is the region that counted "
+        "most when the words beside it were written.",
     )
 
 
