@@ -1,39 +1,33 @@
-"""Captioners: training by cross entropy, and evaluation of what they write with the caption metrics."""
+"""Captioners: training by cross entropy with the schedules of the captioning papers.
+
+Batches are in `caption_data.py`, what is written and how it is scored in `caption_evaluation.py`.
+"""
 
 import logging
 import math
 import os
-import random
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerControl, set_seed
 
-from ..data.region_store import RegionStore
-from ..data.scene_regions import SceneDetector, scene_concepts
-from ..metrics.caption_baselines import consensus_captions, mean_features, one_against_the_others
 from ..metrics.caption_metrics import compute_caption_metrics
 from ..modeling.configuration_mia import MIAConfig
 from ..modeling.modeling_mia import MIAForCaptioning
 from ..processing.caption_tokenizers import train_caption_tokenizer
-from ..processing.concepts import read_image_concepts
-from ..processing.grounding import GroundedCaption
-from ..processing.paths import below_data_root
 from ..processing.processing_mia import MIAProcessor
-from ..processing.regions import Regions
-from ..visualization import write_report
 from .arguments import RecipeTrainingArguments
+from .caption_data import CaptioningCollator, CaptionsPerImage, ImageInputs, load_images
+from .caption_evaluation import measure_captioner, report_captioner, write_captions
 from .checkpoints import start_from
 from .common import (
     REPORT_FILE,
-    evaluation_facts,
     keep_freed_memory,
     load_split,
     run_training,
@@ -41,13 +35,11 @@ from .common import (
     training_facts,
     write_results,
 )
-from .recipe import Recipe, RegionSettings
-from .report import build_caption_report, evenly_spaced
+from .recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
 METRICS = ("cider_d", "bleu_4", "rouge_l")  # of an evaluation during training; none needs Java
-NUM_EXAMPLES = 12  # pictures of the report
 
 
 @dataclass
@@ -98,98 +90,6 @@ class CaptioningTrainingArguments(RecipeTrainingArguments):
             if value is not None and value <= 0:
                 raise ValueError(f"`{name}` must be above 0, got {value}.")
         super().__post_init__()
-
-
-class ImageInputs:
-    r"""Regions and concepts of images by their id, as a captioner's processor takes them.
-
-    Args:
-        regions: Of each image, such as a [`RegionStore`].
-        concepts (*optional*): Ranked words of each image.
-        withheld (`bool`): Give for every image one region of zeros, the whole image, and no concepts.
-    """
-
-    def __init__(
-        self,
-        regions: Mapping[str, Regions] | RegionStore,
-        concepts: Mapping[str, list[str]] | None = None,
-        *,
-        withheld: bool = False,
-    ):
-        self.regions, self.concepts, self.withheld = regions, concepts, withheld
-
-    def check(self, image_ids: Sequence[str], where: str) -> None:
-        """Raises a ValueError if an image lacks regions or concepts."""
-        for name, known in (("regions", self.regions), ("concepts", self.concepts)):
-            missing = [] if known is None else [image_id for image_id in image_ids if image_id not in known]
-            if missing:
-                raise ValueError(
-                    f"{len(missing)} of {len(image_ids)} images of '{where}' have no {name}, such as '{missing[0]}'; "
-                    f"extract them with `hf-grounding extract-{'features' if name == 'regions' else 'concepts'}`."
-                )
-        empty = [image_id for image_id in image_ids if not len(self.regions[image_id])]
-        if empty:
-            raise ValueError(
-                f"In {len(empty)} of {len(image_ids)} images of '{where}' no region was found, such as '{empty[0]}'; "
-                "extract the cells of a grid (`--grid`) in place of a detector's regions, or leave such images out."
-            )
-
-    def read(self, image_ids: Sequence[str]) -> dict[str, Any]:
-        """Arguments of [`MIAProcessor`]."""
-        inputs: dict[str, Any] = {"regions": [self.regions[image_id] for image_id in image_ids]}
-        if self.concepts is not None:
-            inputs["concepts"] = [self.concepts[image_id] for image_id in image_ids]
-        if self.withheld:  # not even the numbers of regions and concepts may tell images apart
-            inputs = {name: [_withheld(value) for value in values] for name, values in inputs.items()}
-        return inputs
-
-    def mean_features(self, image_ids: Sequence[str]) -> np.ndarray:
-        """Of the regions as they are: (images, feature_dim)."""
-        records = (self.regions[image_id] for image_id in image_ids)
-        return mean_features([record.region_features for record in records if record.region_features is not None])
-
-
-def _withheld(value: Any) -> Any:
-    """What stands for the regions or concepts of an image that is not shown."""
-    if not isinstance(value, Regions):
-        return []
-    if value.region_features is None:
-        return value  # the processor says what is missing
-    height, width = value.image_size
-    nothing = np.zeros((1, value.region_features.shape[1]), dtype=np.float32)
-    return Regions(value.image_id, value.image_size, np.array([[0, 0, width, height]]), region_features=nothing)
-
-
-class CaptionsPerImage(torch.utils.data.Dataset):
-    r"""Image i with some of its captions, drawn by seed, epoch and image alone, as [`CaptionPerImage`] draws."""
-
-    def __init__(self, rows: Dataset, captions_per_image: int, seed: int = 0):
-        self.image_ids, self.captions = rows["image_id"][:], rows["captions"][:]
-        self.captions_per_image, self.seed, self.epoch = captions_per_image, seed, 0
-
-    def __len__(self) -> int:
-        return len(self.image_ids)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        captions = self.captions[index]
-        if len(captions) > self.captions_per_image:
-            rng = random.Random(f"{self.seed}/{self.epoch}/{self.image_ids[index]}")
-            captions = rng.sample(captions, self.captions_per_image)
-        return {"image_id": self.image_ids[index], "captions": captions}
-
-
-class CaptioningCollator:
-    r"""Rows with `image_id` and `captions` -> inputs of [`MIAForCaptioning`] with labels."""
-
-    def __init__(self, processor: MIAProcessor, images: ImageInputs):
-        self.processor, self.images = processor, images
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        inputs = self.images.read([row["image_id"] for row in rows])
-        return dict(self.processor(captions=[row["captions"] for row in rows], **inputs))
 
 
 class _EachEpoch(TrainerCallback):
@@ -268,96 +168,6 @@ class CaptioningTrainer(Trainer):
         return metrics
 
 
-def write_captions(
-    model: MIAForCaptioning,
-    processor: MIAProcessor,
-    images: ImageInputs,
-    image_ids: Sequence[str],
-    *,
-    num_beams: int = 1,
-    batch_size: int = 50,
-) -> list[str]:
-    """A caption for each image."""
-    model.eval()
-    captions: list[str] = []
-    for start in range(0, len(image_ids), batch_size):
-        inputs = processor(**images.read(image_ids[start : start + batch_size])).to(model.device)
-        sequences = model.generate(**inputs, num_beams=num_beams, do_sample=False)
-        captions += processor.batch_decode(sequences)
-    return captions
-
-
-def ground_captions(
-    model: MIAForCaptioning,
-    processor: MIAProcessor,
-    images: ImageInputs,
-    image_ids: Sequence[str],
-    *,
-    num_beams: int = 1,
-) -> list[tuple[Regions, GroundedCaption]]:
-    """For each image the regions that the model sees, and its caption with the region of each word."""
-    model.eval()
-    shown = images.read(image_ids)
-    inputs = processor(**shown).to(model.device)
-    outputs = model.generate(
-        **inputs, num_beams=num_beams, do_sample=False, return_dict_in_generate=True, output_attentions=True
-    )
-    captions = processor.post_process_grounded_captions(outputs, shown["regions"])
-    return list(zip(shown["regions"], captions, strict=True))
-
-
-def score_captions(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Any]:
-    r"""Caption metrics, and how varied the captions are.
-
-    Returns:
-        `dict`: "captions", name -> score, with "absent", and "distinct", "mean_length" and "vocabulary" of what was
-        written.
-    """
-    scores = compute_caption_metrics(captions, references, metrics=["bleu", "meteor", "rouge_l", "cider_d"])
-    words = [caption.split() for caption in captions]
-    variety = {
-        "distinct": len(set(captions)),
-        "mean_length": sum(map(len, words)) / len(words),
-        "vocabulary": len({word for row in words for word in row}),
-    }
-    if len(captions) >= 20 and variety["distinct"] <= len(captions) // 20:
-        logger.warning("Only %d distinct captions for %d images.", variety["distinct"], len(captions))
-    return {"captions": {name: value for name, value in scores.items() if name != "per_image"} | variety}
-
-
-def load_images(recipe: Recipe, rows: Dataset, split: str) -> ImageInputs:
-    r"""Regions and concepts of a split, from the recipe's files, or simulated for scenes.
-
-    Raises:
-        ValueError: If an image lacks captions, regions or concepts, or no store is named.
-    """
-    bare = [row for row, captions in enumerate(rows["captions"]) if not captions]
-    if bare:
-        example = rows["image_id"][bare[0]]
-        raise ValueError(f"{len(bare)} images of '{split}' have no caption, such as '{example}'; leave them out.")
-    images = _simulated(recipe, rows) if recipe.dataset.name == "scenes" else _extracted(recipe.images)
-    images.check(rows["image_id"], split)
-    return images
-
-
-def _simulated(recipe: Recipe, rows: Dataset) -> ImageInputs:
-    options = {name: recipe.dataset.options[name] for name in ("attributes",) if name in recipe.dataset.options}
-    detector = SceneDetector(**options, **recipe.images.scene_detector)
-    concepts = {row["image_id"]: scene_concepts(row, **options) for row in rows}
-    regions = {row["image_id"]: detector(row) for row in rows}
-    return ImageInputs(regions, concepts, withheld=recipe.images.withhold_image)
-
-
-def _extracted(settings: RegionSettings) -> ImageInputs:
-    if settings.store is None:
-        raise ValueError("Section `regions` names no `store`; make one with `hf-grounding extract-features`.")
-    concepts = None
-    if settings.concepts is not None:
-        found = read_image_concepts(below_data_root(settings.concepts))
-        concepts = {str(image_id): words for image_id, words in found.items()}
-    return ImageInputs(RegionStore(below_data_root(settings.store)), concepts, withheld=settings.withhold_image)
-
-
 def build_captioner(
     recipe: Recipe, captions: Sequence[Sequence[str]], feature_dim: int
 ) -> tuple[MIAForCaptioning, MIAProcessor]:
@@ -429,55 +239,6 @@ def train_captioner(recipe: Recipe, output_dir: str | os.PathLike, *, resume: bo
     return results
 
 
-def measure_captioner(
-    model: MIAForCaptioning,
-    processor: MIAProcessor,
-    recipe: Recipe,
-    split: str,
-    rows: Dataset,
-    images: ImageInputs,
-    training: tuple[Dataset, ImageInputs] | None = None,
-) -> dict[str, Any]:
-    """Scores of the captions of a split, written with the recipe's beams, and of [`measure_baselines`]."""
-    num_beams = recipe.captions.num_beams
-    captions = write_captions(model, processor, images, rows["image_id"], num_beams=num_beams)
-    results = score_captions(captions, rows["captions"][:])
-    results["baselines"] = measure_baselines(rows, images, training)
-    facts = {"num_beams": num_beams, "image_withheld": images.withheld}
-    return results | facts | evaluation_facts(split, rows)
-
-
-def measure_baselines(
-    rows: Dataset, images: ImageInputs, training: tuple[Dataset, ImageInputs] | None = None
-) -> dict[str, dict[str, Any]]:
-    r"""Scores, as [`score_captions`] gives them, of captions that need no captioner.
-
-    Args:
-        training (*optional*): Images with captions to borrow; without them that baseline is left out. An image that is
-            one of them borrows from the others.
-
-    Returns:
-        `dict`: "consensus of similar photos" by [`consensus_captions`]; "one human caption" by
-        [`one_against_the_others`], where images have several.
-    """
-    references = rows["captions"][:]
-    baselines = {}
-    if training is not None:
-        train_rows, train_images = training
-        position = {image_id: row for row, image_id in enumerate(train_rows["image_id"])}
-        borrowed = consensus_captions(
-            images.mean_features(rows["image_id"]),
-            train_images.mean_features(train_rows["image_id"]),
-            train_rows["captions"][:],
-            own=[position.get(image_id, -1) for image_id in rows["image_id"]],
-        )
-        baselines["consensus of similar photos"] = score_captions(borrowed, references)["captions"]
-    people, others = one_against_the_others(references)
-    if people:
-        baselines["one human caption"] = score_captions(people, others)["captions"]
-    return baselines
-
-
 def evaluate_captioner(
     model_dir: str | os.PathLike, recipe: Recipe, split: str, report: str | os.PathLike | None = None
 ) -> dict[str, Any]:
@@ -492,24 +253,6 @@ def evaluate_captioner(
         with_curve = results | {"curve": saved_curve(Path(model_dir))}
         report_captioner(Path(report), title, with_curve, model, processor, recipe, rows, images)
     return results
-
-
-def report_captioner(
-    path: Path,
-    title: str,
-    results: Mapping[str, Any],
-    model: MIAForCaptioning,
-    processor: MIAProcessor,
-    recipe: Recipe,
-    rows: Dataset,
-    images: ImageInputs,
-) -> None:
-    """Writes the report of a captioner whose `results` are known."""
-    chosen = evenly_spaced(len(rows), NUM_EXAMPLES)
-    image_ids = [rows["image_id"][index] for index in chosen]
-    shown = ground_captions(model, processor, images, image_ids, num_beams=recipe.captions.num_beams)
-    examples = dict(zip(chosen, shown, strict=True))
-    write_report(path, build_caption_report(title, results, examples, rows, asdict(recipe)))
 
 
 def _training_images(recipe: Recipe) -> tuple[Dataset, ImageInputs] | None:

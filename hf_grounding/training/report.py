@@ -6,13 +6,12 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 from PIL import ImageOps
-from PIL.Image import Image
 
 from ..metrics.pointing_game import pointing_hits
-from ..processing.concepts import FUNCTION_WORDS, RankedConcept
+from ..processing.concepts import RankedConcept
 from ..processing.grounding import GroundedCaption, Grounding
-from ..processing.regions import Regions
-from ..visualization import Example, Report, Table, draw_grounding, draw_regions
+from ..visualization import Example, Report, Table, draw_grounding
+from ..visualization_captions import draw_grounded_caption
 
 # name in the trainer's log -> name in the report, factor
 _CURVES = {
@@ -97,17 +96,17 @@ def build_concept_report(
 def build_caption_report(
     title: str,
     results: Mapping[str, Any],
-    captions: Mapping[int, tuple[Regions, GroundedCaption]],
+    captions: Mapping[int, GroundedCaption],
     rows: Dataset,
     settings: Mapping[str, Any],
 ) -> Report:
     """As [`build_report`], of a captioner; `captions` are those of the rows to show, by [`evenly_spaced`]."""
     examples = []
-    for index, (regions, grounded) in captions.items():
+    for index, grounded in captions.items():
         row = rows[index]
         photo = ImageOps.exif_transpose(row["image"]).convert("RGB")
         note = f"People: {' / '.join(row['captions'])} Photo {row['image_id']}"
-        examples.append(Example("typical", grounded.caption, _draw_words(photo, regions, grounded), note))
+        examples.append(Example("typical", grounded.caption, draw_grounded_caption(photo, grounded, width=480), note))
     return Report(
         title=title,
         settings=settings,
@@ -115,8 +114,8 @@ def build_caption_report(
         metrics=result_tables(results),
         curve=_curve(results.get("curve") or ()),
         examples=examples,
-        rule=f"{_spacing(len(rows), len(captions))}, with the caption written for it. A box is the region that counted "
-        "most when the words beside it were written.",
+        rule=f"{_spacing(len(rows), len(captions))}, with the caption written for it. The region that counted most "
+        "when a word was written has its colour; in a word's panel brightness is weight.",
     )
 
 
@@ -128,23 +127,6 @@ def evenly_spaced(count: int, num_examples: int) -> list[int]:
 
 def _spacing(count: int, num_examples: int) -> str:
     return f"one of every {max(1, count // max(1, num_examples))} photos in the order of the data set"
-
-
-def _draw_words(photo: Image, regions: Regions, caption: GroundedCaption, width: int = 480) -> Image:
-    """The photo with the region of each content word of its caption."""
-    words: dict[Any, list[str]] = {}
-    for grounding in caption.groundings:
-        if grounding.box is not None and grounding.phrase.isalpha() and grounding.phrase not in FUNCTION_WORDS:
-            words.setdefault(grounding.box, []).append(grounding.phrase)
-    labels = [" ".join(row) for row in words.values()]
-    named = Regions(
-        regions.image_id,
-        regions.image_size,
-        np.array(list(words), dtype=float).reshape(-1, 4),
-        labels=np.arange(len(labels)),
-        settings={"detector": {"labels": labels}},
-    )
-    return draw_regions(photo, named, width=width)
 
 
 def protocol_of(results: Mapping[str, Any]) -> dict[str, Any]:

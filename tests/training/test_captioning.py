@@ -25,17 +25,9 @@ from hf_grounding.processing.concepts import write_image_concepts
 from hf_grounding.processing.processing_mia import MIAProcessor
 from hf_grounding.processing.regions import Regions
 from hf_grounding.training import captioning
-from hf_grounding.training.captioning import (
-    CaptioningCollator,
-    CaptioningTrainer,
-    CaptioningTrainingArguments,
-    CaptionsPerImage,
-    ImageInputs,
-    build_captioner,
-    load_images,
-    score_captions,
-    write_captions,
-)
+from hf_grounding.training.caption_data import CaptioningCollator, CaptionsPerImage, ImageInputs, load_images
+from hf_grounding.training.caption_evaluation import score_captions, write_captions
+from hf_grounding.training.captioning import CaptioningTrainer, CaptioningTrainingArguments, build_captioner
 from hf_grounding.training.common import load_split
 from hf_grounding.training.recipe import Recipe
 from hf_grounding.training.run import evaluate, train

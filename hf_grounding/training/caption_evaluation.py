@@ -1,0 +1,147 @@
+"""What captioners write: captions of a split, their scores beside baselines, and the report."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from ..metrics.caption_baselines import consensus_captions, one_against_the_others
+from ..metrics.caption_metrics import compute_caption_metrics
+from ..modeling.modeling_mia import MIAForCaptioning
+from ..processing.grounding import GroundedCaption
+from ..processing.processing_mia import MIAProcessor
+from ..visualization import write_report
+from .caption_data import ImageInputs
+from .common import evaluation_facts
+from .recipe import Recipe
+from .report import build_caption_report, evenly_spaced
+
+logger = logging.getLogger(__name__)
+
+NUM_EXAMPLES = 12  # pictures in the report
+
+
+def write_captions(
+    model: MIAForCaptioning,
+    processor: MIAProcessor,
+    images: ImageInputs,
+    image_ids: Sequence[str],
+    *,
+    num_beams: int = 1,
+    batch_size: int = 50,
+) -> list[str]:
+    """A caption for each image."""
+    model.eval()
+    captions: list[str] = []
+    for start in range(0, len(image_ids), batch_size):
+        inputs = processor(**images.read(image_ids[start : start + batch_size])).to(model.device)
+        sequences = model.generate(**inputs, num_beams=num_beams, do_sample=False)
+        captions += processor.batch_decode(sequences)
+    return captions
+
+
+def ground_captions(
+    model: MIAForCaptioning,
+    processor: MIAProcessor,
+    images: ImageInputs,
+    image_ids: Sequence[str],
+    *,
+    num_beams: int = 1,
+) -> list[GroundedCaption]:
+    """For each image its caption with the region of each word."""
+    model.eval()
+    shown = images.read(image_ids)
+    inputs = processor(**shown).to(model.device)
+    outputs = model.generate(
+        **inputs, num_beams=num_beams, do_sample=False, return_dict_in_generate=True, output_attentions=True
+    )
+    return processor.post_process_grounded_captions(outputs, shown["regions"])
+
+
+def score_captions(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Any]:
+    r"""Caption metrics, and how varied the captions are.
+
+    Returns:
+        `dict`: "captions", name -> score, with "absent", and "distinct", "mean_length" and "vocabulary" of what was
+        written.
+    """
+    scores = compute_caption_metrics(captions, references, metrics=["bleu", "meteor", "rouge_l", "cider_d"])
+    words = [caption.split() for caption in captions]
+    variety = {
+        "distinct": len(set(captions)),
+        "mean_length": sum(map(len, words)) / len(words),
+        "vocabulary": len({word for row in words for word in row}),
+    }
+    if len(captions) >= 20 and variety["distinct"] <= len(captions) // 20:
+        logger.warning("Only %d distinct captions for %d images.", variety["distinct"], len(captions))
+    return {"captions": {name: value for name, value in scores.items() if name != "per_image"} | variety}
+
+
+def measure_captioner(
+    model: MIAForCaptioning,
+    processor: MIAProcessor,
+    recipe: Recipe,
+    split: str,
+    rows: Dataset,
+    images: ImageInputs,
+    training: tuple[Dataset, ImageInputs] | None = None,
+) -> dict[str, Any]:
+    """Scores of the captions of a split, written with the recipe's beams, and of [`measure_baselines`]."""
+    num_beams = recipe.captions.num_beams
+    captions = write_captions(model, processor, images, rows["image_id"], num_beams=num_beams)
+    results = score_captions(captions, rows["captions"][:])
+    results["baselines"] = measure_baselines(rows, images, training)
+    facts = {"num_beams": num_beams, "image_withheld": images.withheld}
+    return results | facts | evaluation_facts(split, rows)
+
+
+def measure_baselines(
+    rows: Dataset, images: ImageInputs, training: tuple[Dataset, ImageInputs] | None = None
+) -> dict[str, dict[str, Any]]:
+    r"""Scores, as [`score_captions`] gives them, of captions that need no captioner.
+
+    Args:
+        training (*optional*): Images with captions to borrow; without them that baseline is left out. An image that is
+            one of them borrows from the others.
+
+    Returns:
+        `dict`: "consensus of similar photos" by [`consensus_captions`]; "one human caption" by
+        [`one_against_the_others`], where images have several.
+    """
+    references = rows["captions"][:]
+    baselines = {}
+    if training is not None:
+        train_rows, train_images = training
+        position = {image_id: row for row, image_id in enumerate(train_rows["image_id"])}
+        borrowed = consensus_captions(
+            images.mean_features(rows["image_id"]),
+            train_images.mean_features(train_rows["image_id"]),
+            train_rows["captions"][:],
+            own=[position.get(image_id, -1) for image_id in rows["image_id"]],
+        )
+        baselines["consensus of similar photos"] = score_captions(borrowed, references)["captions"]
+    people, others = one_against_the_others(references)
+    if people:
+        baselines["one human caption"] = score_captions(people, others)["captions"]
+    return baselines
+
+
+def report_captioner(
+    path: Path,
+    title: str,
+    results: Mapping[str, Any],
+    model: MIAForCaptioning,
+    processor: MIAProcessor,
+    recipe: Recipe,
+    rows: Dataset,
+    images: ImageInputs,
+) -> None:
+    """Writes the report of a captioner whose `results` are known."""
+    chosen = evenly_spaced(len(rows), NUM_EXAMPLES)
+    image_ids = [rows["image_id"][index] for index in chosen]
+    shown = ground_captions(model, processor, images, image_ids, num_beams=recipe.captions.num_beams)
+    examples = dict(zip(chosen, shown, strict=True))
+    write_report(path, build_caption_report(title, results, examples, rows, asdict(recipe)))
