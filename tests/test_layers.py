@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "visualization": {"processing"},
     "visualization_captions": {"processing", "visualization"},
     "pipelines": {"processing", "modeling"},
-    "training": {"data", "metrics", "processing", "modeling", "visualization"},
+    "training": {"data", "metrics", "processing", "modeling", "visualization", "visualization_captions"},
     "cli": {
         "training",
         "pipelines",
