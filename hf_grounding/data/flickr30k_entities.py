@@ -7,7 +7,6 @@ give them: pixels of the original photo, 1-based and inclusive.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections import Counter
@@ -20,11 +19,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import BuilderConfig, DatasetInfo, Features, GeneratorBasedBuilder, SplitGenerator, Version
-from datasets.exceptions import DatasetGenerationError
+from datasets import BuilderConfig, DatasetInfo, Features, SplitGenerator, Version
 
 from .flickr30k_parsing import parse_annotation, parse_sentences, read_source
 from .schema import GROUNDING_FEATURES, AnnotationError
+from .source_files import SourceFilesBuilder, data_folder, hash_files
 
 __all__ = ["Flickr30kEntities", "Flickr30kEntitiesConfig"]
 
@@ -48,11 +47,11 @@ class Flickr30kEntitiesConfig(BuilderConfig):
 
     def create_config_id(self, config_kwargs: dict[str, Any], custom_features: Features | None = None) -> str:
         """Names the cache folder after the contents of the annotations too, so that an edited file is read again."""
-        contents = _hash_files(annotation_files(_data_folder(self)))
+        contents = hash_files(annotation_files(data_folder(self)))
         return super().create_config_id({**config_kwargs, "contents": contents}, custom_features)
 
 
-class Flickr30kEntities(GeneratorBasedBuilder):
+class Flickr30kEntities(SourceFilesBuilder):
     """Builder of Flickr30k Entities; its splits are the parquet files or id lists in the folder.
 
     A split may be cut into several parquet files, named as the Hub's: `train-00000-of-00002.parquet`.
@@ -67,7 +66,7 @@ class Flickr30kEntities(GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: Any) -> list[SplitGenerator]:
         del dl_manager  # nothing is downloaded
         files: dict[str, list[Path]] = {}
-        for path in split_files(_data_folder(self.config)):
+        for path in split_files(data_folder(self.config)):
             files.setdefault(split_name(path), []).append(path)
         for paths in files.values():
             _check_parts(paths)
@@ -87,19 +86,9 @@ class Flickr30kEntities(GeneratorBasedBuilder):
                 image = {"path": str(self._find_image(row["image_id"], path)), "bytes": None}
                 yield row["image_id"], {**row, "image": image, "questions": []}
 
-    def _prepare_split_single(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        # `datasets` hides every error behind "An error occurred while generating the dataset", and what it hid is lost
-        # on the way out of a worker process, so the one that names the file has to come out here.
-        try:
-            yield from super()._prepare_split_single(*args, **kwargs)
-        except DatasetGenerationError as error:
-            if isinstance(error.__cause__, AnnotationError):
-                raise error.__cause__ from None
-            raise
-
     def _find_image(self, image_id: str, split_file: Path) -> Path:
         image_dirs = IMAGE_DIRS if self.config.image_dir is None else (self.config.image_dir,)
-        folder = _data_folder(self.config)
+        folder = data_folder(self.config)
         candidates = [Path(os.path.abspath(folder / image_dir / f"{image_id}.jpg")) for image_dir in image_dirs]
         for candidate in candidates:
             if candidate.is_file():
@@ -169,22 +158,6 @@ def annotation_files(folder: Path) -> list[Path]:
     if splits[0].suffix == ".parquet":
         return splits
     return splits + sorted(folder.glob("Annotations/*.xml")) + sorted(folder.glob("Sentences/*.txt"))
-
-
-def _data_folder(config: BuilderConfig) -> Path:
-    if config.data_dir is None:
-        raise ValueError("`data_dir` is missing: give the folder of Flickr30k Entities.")
-    return Path(os.path.abspath(config.data_dir))
-
-
-def _hash_files(paths: list[Path]) -> str:
-    """Hash of names and contents; about a second for the 63,000 files of the whole original."""
-    digest = hashlib.blake2b(digest_size=16)
-    for path in paths:
-        content = path.read_bytes()
-        digest.update(f"{path.name} {len(content)} ".encode())
-        digest.update(content)
-    return digest.hexdigest()
 
 
 def _image_ids(id_list: Path) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hf_grounding.data import result_files
+from hf_grounding.data import json_files
 from hf_grounding.data.result_files import (
     CaptionResults,
     GroundedResults,
@@ -393,7 +393,7 @@ def test_files_of_more_than_2_gb_are_refused_before_they_are_read(tmp_path):
 
 
 def test_gzipped_files_are_measured_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr(result_files, "_MAX_BYTES", 1000)
+    monkeypatch.setattr(json_files, "_MAX_BYTES", 1000)
     results = write(tmp_path / "results.json.gz", [{"image_id": 12, "caption": "a" * 2000}])
     assert results.stat().st_size < 1000
     message = message_of(read_caption_results, results, write(tmp_path / "coco.json", COCO))
