@@ -21,6 +21,7 @@ from datasets import (
 )
 
 from ..processing.paths import data_root
+from .coco_captions import CocoCaptions
 from .flickr30k_entities import Flickr30kEntities
 from .scenes import Scenes
 from .schema import GROUNDING_FEATURES, AnnotationError
@@ -29,6 +30,11 @@ __all__ = ["GROUNDING_FEATURES", "AnnotationError", "data_root", "list_datasets"
 
 # name -> builder, folder below `data_root()` it reads by default, one line
 _DATASETS: dict[str, tuple[type[GeneratorBasedBuilder], str | None, str]] = {
+    "coco_captions": (
+        CocoCaptions,
+        "coco",
+        "Photos with 5 captions or more each; the split that captioners are compared on, or the official ones.",
+    ),
     "flickr30k_entities": (
         Flickr30kEntities,
         "flickr8k_entities",
@@ -67,7 +73,8 @@ def load_grounding_dataset(
         cache_dir: Where the prepared rows are kept; by default the cache of `datasets`. Rows are prepared again when
             a setting or an annotation file changes.
         num_proc: Processes that prepare the rows; the rows do not depend on it.
-        config_kwargs: Settings of the data set: fields of `Flickr30kEntitiesConfig` or `ScenesConfig`.
+        config_kwargs: Settings of the data set: fields of `CocoCaptionsConfig`, `Flickr30kEntitiesConfig` or
+            `ScenesConfig`.
 
     Raises:
         ValueError: Unknown `name`, `split` or setting, or (as [`AnnotationError`]) a source file that cannot be read.
