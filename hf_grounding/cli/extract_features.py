@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -19,7 +20,9 @@ Item = TypeVar("Item")
 
 def extract_features(
     context: typer.Context,
-    images: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos; a photo's id is its name.")],
+    images: Annotated[
+        list[Path], typer.Argument(help="Photos, or folders of photos; a photo's id is its name, or COCO's number.")
+    ],
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder of the store; run again, it goes on.")],
     detector: Annotated[
         str | None, typer.Option(help="A transformers object detector, or a folder with an ONNX YOLOX and labels.txt.")
@@ -108,7 +111,10 @@ def extract_features(
 
 
 def find_photos(paths: list[Path]) -> dict[str, Path]:
-    r"""Photos by id, the name without its ending, of files and of the folders' files.
+    r"""Photos by id, of files and of the folders' files.
+
+    The id is the name without its ending; of a name that COCO gave (`COCO_val2014_000000000042.jpg` or
+    `000000000042.jpg`) it is the number, "42", as in COCO's annotations and in the feature files made of its photos.
 
     Raises:
         FileNotFoundError: If a path is not there, or a folder has no photos.
@@ -127,9 +133,11 @@ def find_photos(paths: list[Path]) -> dict[str, Path]:
             if not files:
                 raise FileNotFoundError(f"Folder '{path}' has no photos in it.")
         for file in files:
-            if file.stem in photos:
-                raise ValueError(f"Photos '{photos[file.stem]}' and '{file}' have one id, '{file.stem}'; rename one.")
-            photos[file.stem] = file
+            coco = re.fullmatch(r"(?:COCO_\w+_)?(\d{12})", file.stem)
+            image_id = str(int(coco[1])) if coco else file.stem
+            if image_id in photos:
+                raise ValueError(f"Photos '{photos[image_id]}' and '{file}' have one id, '{image_id}'; rename one.")
+            photos[image_id] = file
     return photos
 
 

@@ -106,6 +106,11 @@ def _hash_images(dataset: Dataset) -> str:
     digest = hashlib.sha256()
     for row in dataset.select_columns(["image_id", "image"]).cast_column("image", Image(decode=False)):
         image = row["image"]
+        if image is None:
+            raise ValueError(
+                f"Image '{row['image_id']}' of the data set has no photo, which the backbone reads; complete the "
+                "folder of the photos, or say where it is (`dataset.options`)."
+            )
         if image["bytes"] is not None:
             content: Any = hashlib.sha256(image["bytes"]).hexdigest()
         else:

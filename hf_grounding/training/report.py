@@ -104,6 +104,8 @@ def build_caption_report(
     examples = []
     for index, grounded in captions.items():
         row = rows[index]
+        if row["image"] is None:
+            continue  # captions and stored regions may be there without the photos
         photo = ImageOps.exif_transpose(row["image"]).convert("RGB")
         note = f"People: {' / '.join(row['captions'])} Photo {row['image_id']}"
         examples.append(Example("typical", grounded.caption, draw_grounded_caption(photo, grounded, width=480), note))
@@ -114,8 +116,8 @@ def build_caption_report(
         metrics=result_tables(results),
         curve=_curve(results.get("curve") or ()),
         examples=examples,
-        rule=f"{_spacing(len(rows), len(captions))}, with the caption written for it. The region that counted most "
-        "when a word was written has its colour; in a word's panel brightness is weight.",
+        rule=f"{_spacing(len(rows), len(captions))}, with the caption written for it, where the photo is at hand. "
+        "The region that counted most when a word was written has its colour; in a word's panel brightness is weight.",
     )
 
 

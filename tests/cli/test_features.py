@@ -224,6 +224,17 @@ def test_wrong_options_are_named(photos, detector, tmp_path, options, code, mess
     assert message in answer.err
 
 
+def test_photos_named_by_coco_have_its_numbers_as_ids(photos, detector, tmp_path):
+    for before, after in (
+        ("0.png", "COCO_val2014_000000000042.png"),
+        ("1.png", "000000000007.png"),
+        ("2.png", "02.png"),
+    ):
+        (photos / before).rename(photos / after)
+    extract(photos, detector, tmp_path / "store")
+    assert set(RegionStore(tmp_path / "store").image_ids) == {"42", "7", "02", "3", "4"}
+
+
 def test_what_is_not_there_is_named(photos, detector, tmp_path):
     assert "No photo or folder" in extract(tmp_path / "nothing", detector, tmp_path / "store").err
     empty = tmp_path / "empty"

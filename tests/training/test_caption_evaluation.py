@@ -154,3 +154,10 @@ def test_the_report_shows_captions_with_the_regions_of_their_words(results, rows
     assert report.examples[0].note == "People: a red ball / the red ball Photo a"
     assert "one of every 1 photos" in report.rule  # 2 of 3
     assert [(photo.size, caption) for photo, caption in drawn] == [((40, 20), captions[0]), ((40, 20), captions[2])]
+
+
+def test_the_report_leaves_out_examples_whose_photo_is_not_at_hand(results, rows, regions):
+    absent = [{**row, "image": None if row["image_id"] == "a" else row["image"]} for row in rows]
+    captions = {0: GroundedCaption("a red ball", []), 2: GroundedCaption("ball", [], regions=regions["a"])}
+    report = build_caption_report("t", results, captions, Dataset.from_list(absent, features=rows.features), {})
+    assert [example.caption for example in report.examples] == ["ball"]

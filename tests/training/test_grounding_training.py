@@ -271,6 +271,15 @@ def test_images_without_captions_are_left_out_of_the_evaluation(recipe_file: Pat
     assert np.allclose(results["point"], expected["point"], equal_nan=True)
 
 
+def test_a_backbone_needs_the_photos_of_the_data_set(recipe_file: Path, tmp_path: Path):
+    recipe = Recipe.load(recipe_file)
+    rows = load_split(recipe, "val")
+    model, processor = build_model(recipe, rows["captions"][0])
+    without = rows.remove_columns("image").map(lambda _: {"image": None}, features=rows.features)
+    with pytest.raises(ValueError, match=f"Image '{rows['image_id'][0]}' of the data set has no photo, which the back"):
+        feature_store(model, processor, without, tmp_path / "features")
+
+
 def test_every_phrase_and_every_word_is_predicted_and_the_metrics_decide_which_count(recipe_file: Path, tmp_path: Path):
     recipe = Recipe.load(recipe_file)
     rows = load_split(recipe, "val").select([0, 1])
