@@ -1,13 +1,17 @@
 """Recipes: each of ours can be run and saved, keys find their section, what a system does not have is refused."""
 
 import re
+import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
+from transformers import get_scheduler
 
 from hf_grounding.modeling.configuration_mia import MIAConfig
-from hf_grounding.training.captioning import CaptioningTrainingArguments
+from hf_grounding.training.captioning import CaptioningTrainer, CaptioningTrainingArguments
 from hf_grounding.training.recipe import Recipe, list_recipes, recipes_dir
 
 CAPTIONER = {
@@ -35,6 +39,45 @@ def test_a_recipe_of_ours_is_explained_and_saved_as_it_is_loaded(name: str, tmp_
     if recipe.system == "mia":
         MIAConfig(**recipe.model)
         CaptioningTrainingArguments(output_dir=str(tmp_path), **recipe.training)
+
+
+@pytest.mark.parametrize("name", [name for name in list_recipes() if name.startswith("mia_")])
+def test_every_command_and_option_in_the_readme_of_a_captioner_can_be_run(name: str):
+    readme = (recipes_dir() / name / "README.md").read_text()
+    commands = re.findall(r"^ +hf-grounding train (.+?(?: \\\n.+?)*)$", readme, re.MULTILINE)
+    options = [f"{name} {text}" for text in re.findall(r"`(--[^`]+)`", readme)]
+    assert any(command.startswith(f"{name} ") for command in commands)
+    for command in (*commands, *options):
+        source, *words = shlex.split(command.replace("\\\n", " "), comments=True)
+        overrides = {key.removeprefix("--"): value for key, value in zip(words[::2], words[1::2], strict=True)}
+        overrides.pop("output_dir", None)
+        recipe = Recipe.load(source, overrides)
+        if recipe.system == "mia":
+            MIAConfig(**recipe.model)
+
+
+def test_the_transformer_of_the_paper_trains_by_the_schedule_of_its_inventors():
+    training = Recipe.load("mia_transformer_coco").training
+    args = CaptioningTrainingArguments(output_dir="x", **training)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
+    scheduler = get_scheduler(args.lr_scheduler_type, optimizer, num_warmup_steps=args.get_warmup_steps(10**6))
+    for step in (1, 500, 20_000, 45_678, 170_000):
+        expected = 512**-0.5 * min(step**-0.5, step * 20_000**-1.5)  # Vaswani et al. (2017), equation 3
+        assert scheduler.lr_lambdas[0](step) * args.learning_rate == pytest.approx(expected)
+
+
+def test_the_rate_of_the_official_code_falls_from_the_21st_epoch_on():
+    training = Recipe.load("mia_visual_attention_coco").training
+    trainer = SimpleNamespace(
+        args=CaptioningTrainingArguments(output_dir="x", **training), train_dataset=range(113_287), lr_scheduler=None
+    )
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=trainer.args.learning_rate)
+    scale = CaptioningTrainer.create_scheduler(trainer, 0, optimizer).lr_lambdas[0]
+    steps_per_epoch = 7081  # 113,287 photos, 16 a batch
+    for epoch in (1, 20, 21, 22, 30):
+        expected = 0.5 ** (max(0, epoch - 20) / 50)
+        assert scale((epoch - 1) * steps_per_epoch) == pytest.approx(expected), epoch
+        assert scale(epoch * steps_per_epoch - 1) == pytest.approx(expected), epoch
 
 
 def test_what_the_readme_of_the_captioner_overrides_are_settings_of_it():
