@@ -115,7 +115,16 @@ class _StepProduct(torch.autograd.Function):
         return gradient @ weight, of_weight, of_bias, None, None
 
 
-class RecurrentLinear(nn.Linear):
+class GateLayer(nn.Linear):
+    """A part of the four gates of an LSTM, (..., size) -> (..., 4 R); its first weights are those of torch's LSTM."""
+
+    def reset_parameters(self) -> None:
+        bound = (self.out_features // 4) ** -0.5  # by R, not by what goes in
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+
+class RecurrentLinear(GateLayer):
     """A layer inside a loop over time, whose weights' gradient is one large product and not a sum of small ones."""
 
     def over_steps(self, num_steps: int) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -221,7 +230,7 @@ class LSTMDecoder(CaptionDecoder):
         self.dropout = nn.Dropout(config.dropout)
         if "visual" in (self.added, self.first):
             self.project_visual = nn.Linear(config.hidden_size, config.hidden_size)
-        self.lstm_words = nn.Linear(config.embedding_size, 4 * config.hidden_size)  # with the LSTM's bias
+        self.lstm_words = GateLayer(config.embedding_size, 4 * config.hidden_size)  # with the LSTM's bias
         self.lstm_states = RecurrentLinear(config.hidden_size, 4 * config.hidden_size, bias=False)
         if self.attended:
             sizes = config.hidden_size, config.hidden_size, config.attention_hidden_size
@@ -285,8 +294,8 @@ class UpDownDecoder(CaptionDecoder):
         self.embed_regions = nn.Linear(row_size, size)
         self.embed_global = nn.Linear(row_size, size)
         self.attention = AdditiveAttention(size, size, config.attention_hidden_size, bias=True)
-        self.attention_words = nn.Linear(config.embedding_size, 4 * size)  # of x_t, with the LSTM's bias
-        self.attention_image = nn.Linear(size, 4 * size, bias=False)  # of vbar
+        self.attention_words = GateLayer(config.embedding_size, 4 * size)  # of x_t, with the LSTM's bias
+        self.attention_image = GateLayer(size, 4 * size, bias=False)  # of vbar
         self.attention_states = RecurrentLinear(2 * size, 4 * size, bias=False)  # of [h2; h1]
         self.language_states = RecurrentLinear(3 * size, 4 * size)  # of [vhat; h1; h2]
 

@@ -9,7 +9,7 @@ from hf_grounding.modeling.caption_decoders import RecurrentLinear
 
 def run(layer, call, steps, sizes):
     """Rows that leave a recurrence one after another; its result and the gradients of everything."""
-    h = torch.zeros(sizes[0], 3, dtype=steps.dtype)
+    h = torch.zeros(sizes[0], 4, dtype=steps.dtype)
     outputs = []
     for step, count in enumerate(sizes):
         h = call(torch.cat([steps[:count, step], h[:count]], dim=1)).tanh()
@@ -22,7 +22,7 @@ def run(layer, call, steps, sizes):
 @pytest.mark.parametrize("sizes", [[4, 4, 2, 1], [4]])
 def test_a_loop_has_the_gradients_of_a_plain_layer(bias, sizes):
     torch.manual_seed(0)
-    layer = RecurrentLinear(5, 3, bias=bias).double()
+    layer = RecurrentLinear(6, 4, bias=bias).double()
     steps = torch.randn(4, 4, 2, dtype=torch.float64, requires_grad=True)
     expected = run(layer, lambda x: nn.functional.linear(x, layer.weight, layer.bias), steps, sizes)
     torch.testing.assert_close(run(layer, layer.over_steps(len(sizes)), steps, sizes), expected)
@@ -30,25 +30,25 @@ def test_a_loop_has_the_gradients_of_a_plain_layer(bias, sizes):
 
 def test_frozen_weights_pass_the_gradient_on():
     torch.manual_seed(0)
-    layer = RecurrentLinear(2, 2).requires_grad_(False)
-    x = torch.randn(3, 2, requires_grad=True)
+    layer = RecurrentLinear(4, 4).requires_grad_(False)
+    x = torch.randn(3, 4, requires_grad=True)
     product = layer.over_steps(2)
     product(product(x)).sum().backward()
-    torch.testing.assert_close(x.grad, (layer.weight @ layer.weight).sum(dim=0).expand(3, 2))
+    torch.testing.assert_close(x.grad, (layer.weight @ layer.weight).sum(dim=0).expand(3, 4))
 
 
 def test_a_graph_can_be_walked_twice():
     torch.manual_seed(0)
-    layer = RecurrentLinear(2, 2)
+    layer = RecurrentLinear(4, 4)
     product = layer.over_steps(2)
-    loss = product(product(torch.randn(3, 2))).sum()
+    loss = product(product(torch.randn(3, 4))).sum()
     first, again = (torch.autograd.grad(loss, list(layer.parameters()), retain_graph=True) for _ in range(2))
     torch.testing.assert_close(first, again)
 
 
 def test_autocast_leaves_float32_gradients_close_to_exact_ones():
     torch.manual_seed(0)
-    layer = RecurrentLinear(5, 3)
+    layer = RecurrentLinear(6, 4)
     steps = torch.randn(4, 30, 2, requires_grad=True)
     _, expected = run(layer, layer, steps, [4] * 30)
     with torch.autocast("cpu", torch.bfloat16):
