@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +194,7 @@ class ModelTesterMixin:
 # With "without_package" no code of ours can be imported, wherever it is installed: all must come from the checkpoint.
 LOAD_AND_RUN = """
 import json, sys
-folder, results, auto_classes, texts, how = sys.argv[1:]
+folder, results, auto_classes, words, how = sys.argv[1:]
 remote = how == "without_package"
 if remote:
     sys.modules["hf_grounding"] = None
@@ -205,17 +206,18 @@ if remote:
         raise AssertionError("hf_grounding can be imported")
 else:
     import hf_grounding
-import transformers
+import torch, transformers
 from PIL import Image
 from safetensors.torch import save_file
-texts, auto_classes = json.loads(texts), [getattr(transformers, name) for name in json.loads(auto_classes)]
+words, auto_classes = json.loads(words), [getattr(transformers, name) for name in json.loads(auto_classes)]
 config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=remote)
 processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=remote)
 image_processor = transformers.AutoImageProcessor.from_pretrained(folder, trust_remote_code=remote)
 models = [each.from_pretrained(folder, trust_remote_code=remote) for each in auto_classes]
-inputs = processor(images=[Image.open(f"{results}/{i}.png") for i in range(len(texts))], text=texts)
+inputs = processor(images=[Image.open(f"{results}/{i}.png") for i in range(len(words["text"]))], **words)
 tensors = {k: v for k, v in (dict(inputs) | dict(models[-1](**inputs))).items() if hasattr(v, "shape")}
-save_file({f"{k}.0": v.detach().contiguous() for k, v in tensors.items()}, f"{results}/results.safetensors")
+tensors = {f"{k}.0": v.detach().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
+save_file(tensors, f"{results}/results.safetensors")
 classes = [type(each) for each in (config, processor, image_processor, processor.image_processor, *models)]
 with open(f"{results}/classes.json", "w") as file:
     json.dump([[each.__module__, each.__name__] for each in classes], file)
@@ -229,7 +231,7 @@ class SharingTesterMixin:
     """
 
     auto_classes: tuple[str, ...] = ("AutoModel",)  # that know the model; the last one is written into checkpoints
-    texts: tuple[str, ...] = ("a man rides a horse .", "a dog")
+    words: Mapping[str, Any] = {"text": ["a man rides a horse .", "a dog"]}  # what the processor takes beside images
 
     def make_model(self) -> PreTrainedModel:
         raise NotImplementedError
@@ -239,11 +241,13 @@ class SharingTesterMixin:
 
     def images(self) -> list[Image.Image]:
         generator = torch.Generator().manual_seed(0)
-        arrays = torch.randint(256, (len(self.texts), 20, 30, 3), generator=generator, dtype=torch.uint8).numpy()
+        arrays = torch.randint(
+            256, (len(self.words["text"]), 20, 30, 3), generator=generator, dtype=torch.uint8
+        ).numpy()
         return [Image.fromarray(array) for array in arrays]
 
     def expected(self) -> dict[str, torch.Tensor]:
-        inputs = self.make_processor()(images=self.images(), text=list(self.texts))
+        inputs = self.make_processor()(images=self.images(), **self.words)
         return tensors_of(dict(inputs) | dict(self.make_model()(**inputs)))
 
     def run_loaded(self, folder: Path, results: Path, auto_classes: tuple[str, ...], how: str) -> list[list[str]]:
@@ -251,7 +255,7 @@ class SharingTesterMixin:
         results.mkdir()
         for i, image in enumerate(self.images()):
             image.save(results / f"{i}.png")
-        arguments = (str(folder), str(results), json.dumps(auto_classes), json.dumps(self.texts), how)
+        arguments = (str(folder), str(results), json.dumps(auto_classes), json.dumps(self.words), how)
         alone = how == "without_package"
         run_python(LOAD_AND_RUN, *arguments, cwd=results if alone else REPO, isolated=alone)
         assert_same(load_file(results / "results.safetensors"), self.expected(), rtol=1e-5, atol=1e-6)

@@ -59,6 +59,9 @@ class MIAConfig(PreTrainedConfig):
             `region_features` are always passed in.
         backbone_level (`int`): Which of its maps, as in [`ConceptDetectorConfig`]; its cells are the regions.
         freeze_backbone (`bool`): Keep the backbone as it is loaded and in eval mode.
+        backbone_trainable_from (`int`, *optional*): Of a backbone that is not frozen, train only what follows this one
+            of its hidden states; what the state itself depends on is kept as it is loaded. 1 for a ResNet: its third
+            group of convolutions and what follows, as the official code.
         pad_token_id, bos_token_id, eos_token_id, unk_token_id (`int`): The official vocabulary's; the Up-Down family
             has 0 for the first three.
     """
@@ -94,6 +97,7 @@ class MIAConfig(PreTrainedConfig):
     backbone_config: dict | PreTrainedConfig | None = None
     backbone_level: int = -1
     freeze_backbone: bool = True
+    backbone_trainable_from: int | None = None
     pad_token_id: int | None = 0
     bos_token_id: int | None = 1
     eos_token_id: int | list[int] | None = 2
@@ -158,6 +162,13 @@ class MIAConfig(PreTrainedConfig):
             raise ValueError(
                 f"`hidden_size` ({self.hidden_size}) must be a multiple of `num_attention_heads` "
                 f"({self.num_attention_heads})."
+            )
+
+    def validate_backbone(self):
+        if self.backbone_trainable_from is not None and (self.backbone_config is None or self.freeze_backbone):
+            raise ValueError(
+                "`backbone_trainable_from` says which part of a backbone is trained, so it needs a `backbone_config` "
+                "and `freeze_backbone` False."
             )
 
     def validate_output(self):

@@ -10,7 +10,7 @@ is masked: an image with n regions keeps its n best concepts, and rows beyond ta
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -92,6 +92,59 @@ class MIAPreTrainedModel(PreTrainedModel):
             module.reset_parameters()
 
 
+class PartlyTrainedBackbone(BackboneLevels):
+    """Backbone of which only what follows the hidden state `config.backbone_trainable_from` is trained.
+
+    Modules that only that state depends on stay in eval mode: no batch statistics, no dropout.
+    """
+
+    kept: frozenset[str] = frozenset()
+
+    def __init__(self, config: MIAConfig):
+        super().__init__(config)
+        self.kept = parameters_behind(self.model, cast("int", config.backbone_trainable_from))
+        self.train()
+
+    def train(self, mode: bool = True):
+        # Each time, because `from_pretrained` makes all weights trainable, and then calls this.
+        super().train(mode)
+        kept = {parameter for name, parameter in self.model.named_parameters() if name in self.kept}
+        for parameter in kept:
+            parameter.requires_grad_(False)
+        for module in self.model.modules():
+            own = set(module.parameters())
+            if own and own <= kept:
+                module.eval()
+        return self
+
+
+def parameters_behind(network: PreTrainedModel, state: int) -> frozenset[str]:
+    r"""Names of the parameters that one of a visual network's hidden states depends on.
+
+    Found by differentiating it, so that no network needs to say how it is built; on the meta device too.
+
+    Args:
+        network ([`PreTrainedModel`]): With all parameters trainable.
+        state (`int`): Index into its `hidden_states`.
+
+    Raises:
+        ValueError: If there is no such state.
+    """
+    names, parameters = zip(*network.named_parameters(), strict=True)
+    first = parameters[0]
+    pixels = torch.zeros(1, network.config.num_channels, 64, 64, dtype=first.dtype, device=first.device)
+    training = network.training
+    with torch.enable_grad():
+        states = network.eval()(pixels, output_hidden_states=True).hidden_states
+        if not -len(states) <= state < len(states):
+            raise ValueError(
+                f"`backbone_trainable_from` {state} is no hidden state of this backbone, which has {len(states)}."
+            )
+        gradients = torch.autograd.grad(states[state].sum(), parameters, allow_unused=True)
+    network.train(training)
+    return frozenset(name for name, gradient in zip(names, gradients, strict=True) if gradient is not None)
+
+
 class ProjectionLayer(nn.Linear):
     """Its first weights are Kaiming-uniform and its biases 0, as in the official code."""
 
@@ -117,7 +170,8 @@ class MIAModel(MIAPreTrainedModel):
     def __init__(self, config: MIAConfig):
         super().__init__(config)
         has_backbone = config.uses_regions and config.backbone_config is not None
-        self.backbone: BackboneLevels | None = BackboneLevels(config) if has_backbone else None
+        kind = BackboneLevels if config.backbone_trainable_from is None else PartlyTrainedBackbone
+        self.backbone: BackboneLevels | None = kind(config) if has_backbone else None
         self.project_regions = VisualProjection(config) if config.projects_regions else None
         self.embed_concepts: nn.Embedding | None = None
         if config.uses_concepts:
@@ -270,6 +324,8 @@ class MIAForCaptioning(MIAPreTrainedModel, GenerationMixin):
         # Checkpoints hold the table under the concepts' name, where `MIAModel` finds it too.
         tied = {"decoder.embed_words.weight": "model.embed_concepts.weight"}
         self._tied_weights_keys = tied if config.uses_concepts else {}
+        # So that the Trainer, which loads weights by their names alone, does not miss the other name.
+        self._keys_to_ignore_on_save = set(self._tied_weights_keys) if config.tie_word_embeddings else set()
         self.post_init()
 
     def get_input_embeddings(self):
@@ -294,6 +350,12 @@ class MIAForCaptioning(MIAPreTrainedModel, GenerationMixin):
 
     def get_encoder(self, modality: str | None = None) -> "CaptionEncoder":
         return CaptionEncoder(self.model, self.decoder)
+
+    def _prepare_model_inputs(self, inputs, bos_token_id, model_kwargs):
+        # Photos take the place of `region_features`, which transformers would make up if they alone were looked for.
+        if inputs is None and model_kwargs.get("pixel_values") is not None:
+            return model_kwargs.pop("pixel_values"), "pixel_values", model_kwargs
+        return super()._prepare_model_inputs(inputs, bos_token_id, model_kwargs)
 
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length

@@ -73,6 +73,8 @@ SHARES = ("mia_dropout", "layer_dropout", "dropout", "transformer_dropout", "lab
     "settings, message",
     [
         ({"mia_iterations": -1}, "`mia_iterations` must be 0 or more, got -1"),
+        ({"backbone_trainable_from": 1}, "needs a `backbone_config` and `freeze_backbone` False"),
+        ({"backbone_trainable_from": 1, "backbone_config": {"model_type": "resnet"}}, "and `freeze_backbone` False"),
         *[({name: 0}, f"`{name}` must be 1 or more, got 0") for name in SIZES],
         *[({name: 1.0}, rf"`{name}` must be in \[0, 1\), got 1.0") for name in SHARES],
         *[({name: -0.1}, rf"`{name}` must be in \[0, 1\), got -0.1") for name in SHARES],

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import ResNetConfig
 
 from hf_grounding import MIAForCaptioning
 from hf_grounding.modeling.mutual_iterative_attention import trace_rows
@@ -210,6 +211,25 @@ def test_no_two_words_follow_each_other_twice_if_forbidden(beams):
 
     assert repeats()
     assert not repeats(no_repeat_ngram_size=2)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@torch.no_grad()
+def test_captions_of_photos_are_those_of_the_cells_of_their_map(beams):
+    backbone = ResNetConfig(embedding_size=4, hidden_sizes=[4, 6], depths=[1, 1], layer_type="basic")
+    model, inputs = model_of("visual_attention", 2, backbone_config=backbone), small_inputs()
+    photos = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    (cells,) = model.model.backbone(photos)
+    inputs |= {"region_features": cells.flatten(2).mT, "region_mask": torch.ones(3, 4, dtype=torch.long)}
+    options = {"num_beams": beams, "max_new_tokens": LENGTH, "return_dict_in_generate": True, "output_logits": True}
+    expected = model.generate(**inputs, **options)
+    concepts = {name: inputs[name] for name in ("concept_ids", "concept_mask")}
+    found, others = (model.generate(pixel_values=each, **concepts, **options) for each in (photos, photos.flip(0)))
+    assert torch.equal(found.sequences, expected.sequences)
+    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-5)
+    assert (others.logits[0] - expected.logits[0]).abs().max() > 0.01
+    with pytest.raises(ValueError, match="either `region_features` or `pixel_values`, not both"):
+        model.generate(pixel_values=photos, **inputs, **options)
 
 
 @pytest.mark.parametrize("name, iterations", CASES, ids=CASE_IDS)

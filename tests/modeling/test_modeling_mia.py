@@ -7,10 +7,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy, pad
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, ResNetConfig
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    ConvNextConfig,
+    MobileNetV2Config,
+    ResNetConfig,
+)
 
-from hf_grounding import MIAConfig, MIAForCaptioning, MIAModel
+from hf_grounding import MIAConfig, MIAForCaptioning, MIAModel, MIAProcessor
 from hf_grounding.modeling.convert_mia import up_down_state_dict
+from hf_grounding.modeling.modeling_mia import parameters_behind
+from hf_grounding.processing.caption_tokenizers import caption_tokenizer_from_words
+from hf_grounding.processing.image_processing_multilevel import MultiLevelGroundingImageProcessorPil
 from tests.captioners import (
     CASE_IDS,
     CASES,
@@ -22,7 +32,7 @@ from tests.captioners import (
     small_inputs,
     without_dropout,
 )
-from tests.common import ModelTesterMixin, assert_same
+from tests.common import ModelTesterMixin, SharingTesterMixin, assert_same
 
 
 def resnet() -> ResNetConfig:
@@ -80,6 +90,68 @@ class TestFrozenBackbone(CaptionerTesterMixin):
 class TestTrainedBackbone(TestFrozenBackbone):
     frozen = ()
     settings = {"feature_dim": 10, "freeze_backbone": False}
+
+
+class TestSharing(SharingTesterMixin):
+    auto_classes = ("AutoModelForImageTextToText",)
+    words = {"text": ["a man", "the dog"], "concepts": [["man", "horse"], ["dog"]]}
+
+    def make_model(self):
+        return small_captioner("visual_attention", backbone_config=resnet(), feature_dim=10)
+
+    def make_processor(self):
+        image_processor = MultiLevelGroundingImageProcessorPil(size={"height": 64, "width": 64})
+        tokenizer = caption_tokenizer_from_words(["a", "the", "man", "horse", "dog"])
+        return MIAProcessor(image_processor, tokenizer, extraction={"concept_detector": "somewhere"})
+
+
+class TestSharingOfTheBaseModel(TestSharing):
+    auto_classes = ("AutoModel",)
+
+    def make_model(self):
+        return super().make_model().model
+
+
+class TestBackboneTrainedFromItsThirdConvolutions(TestFrozenBackbone):
+    frozen = ("model.backbone.model.embedder.", "model.backbone.model.encoder.stages.0.")
+    settings = {"feature_dim": 10, "freeze_backbone": False, "backbone_trainable_from": 1}
+
+
+# Backbones that are trained from a stage on
+
+
+@pytest.mark.parametrize("loaded", [False, True], ids=["built", "loaded"])
+def test_what_comes_before_the_stage_stays_in_eval_mode_and_what_follows_does_not(tmp_path, loaded):
+    settings = {"feature_dim": 10, "freeze_backbone": False, "backbone_trainable_from": 1}
+    model = small_captioner("visual_attention", 0, backbone_config=resnet(), **settings)
+    if loaded:
+        model.save_pretrained(tmp_path)
+        model = MIAForCaptioning.from_pretrained(tmp_path)
+    network = model.train().model.backbone.model
+    stages = network.encoder.stages
+    assert not any(module.training for kept in (network.embedder, stages[0]) for module in kept.modules())
+    assert all(module.training for stage in stages[1:] for module in stage.modules())
+    assert not any(module.training for module in model.eval().modules())
+
+
+def test_any_backbone_with_hidden_states_can_be_trained_from_a_stage_on():
+    networks = [
+        (MobileNetV2Config(depth_multiplier=0.1, image_size=32, finegrained_output=False), "layer.2."),
+        (ConvNextConfig(hidden_sizes=[4, 6, 8, 10], depths=[1, 1, 1, 1]), "encoder.stages.1."),
+    ]
+    for config, between in networks:
+        with torch.device("meta"):
+            network = AutoModel.from_config(config)
+        first, second = (parameters_behind(network, state) for state in (1, 2))
+        names = {name for name, _ in network.named_parameters()}
+        assert first < second < names
+        assert second - first == {name for name in names if name.startswith(between)}
+
+
+def test_a_stage_that_the_backbone_has_not_is_named():
+    settings = {"feature_dim": 10, "freeze_backbone": False}
+    with pytest.raises(ValueError, match=r"`backbone_trainable_from` 5 is no hidden state .*, which has 5"):
+        small_captioner("up_down", backbone_config=resnet(), backbone_trainable_from=5, **settings)
 
 
 # Auto classes
@@ -210,6 +282,14 @@ def test_concepts_and_words_share_one_table_through_saving_and_resizing(tmp_path
     for each in (model, MIAForCaptioning.from_pretrained(tmp_path)):
         assert each.model.embed_concepts.weight is each.decoder.embed_words.weight
         assert each.model.embed_concepts.num_embeddings == each.decoder.embed_words.num_embeddings == 15
+
+
+def test_the_trainer_does_not_miss_the_tied_table_when_it_loads_weights(tmp_path):
+    for tied, missing in ((True, {"decoder.embed_words.weight"}), (False, set())):
+        model = small_captioner("up_down", tie_word_embeddings=tied)
+        model.save_pretrained(tmp_path)
+        result = model.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=False)
+        assert set(result.missing_keys) == missing == model._keys_to_ignore_on_save
 
 
 def test_a_table_that_is_set_is_the_concepts_too():

@@ -99,7 +99,7 @@ class TestMobileNetV2(MultiLevelTesterMixin, SharingTesterMixin):
 
     def make_processor(self):
         image_processor = MultiLevelGroundingImageProcessorPil(size={"height": 32, "width": 32})
-        return MultiLevelGroundingProcessor(image_processor, train_word_tokenizer(self.texts), grid_size=3)
+        return MultiLevelGroundingProcessor(image_processor, train_word_tokenizer(self.words["text"]), grid_size=3)
 
 
 class TestResNetAndFrozenTextEncoder(MultiLevelTesterMixin):
