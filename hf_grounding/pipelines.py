@@ -23,7 +23,7 @@ from .processing.extraction import GridExtractor, RegionExtractor, load_extracto
 from .processing.grounding import GroundedCaption, Grounding
 from .processing.paths import below_data_root
 from .processing.photos import load_photo
-from .processing.regions import Regions
+from .processing.regions import Regions, check_grid_fits
 from .processing.words import parse_brackets
 
 
@@ -176,7 +176,8 @@ class GroundedCaptioningPipeline(_PhotoPipeline):
     r"""What is in the photo, and where?
 
     Regions and concepts of a photo are made as those of the training were (`processor.extraction`), unless arguments
-    say otherwise; they and the networks for it are folders, folders below the data root, or names on the Hub.
+    say otherwise; they and the networks for it are folders, folders below the data root, or names on the Hub. A model
+    with a backbone of its own reads the photo itself, and its regions are the cells of a grid.
 
     Example:
 
@@ -210,11 +211,15 @@ class GroundedCaptioningPipeline(_PhotoPipeline):
         self._check_processor("post_process_grounded_captions", "captioning")
         given = {"detector": detector, "backbone": backbone, "grid": grid, "concept_detector": concept_detector}
         given = {name: value for name, value in given.items() if value is not None}
+        unread = [name for name in ("detector", "backbone", "grid") if name in given] if self.reads_photos else []
+        if unread:
+            raise ValueError(f"The model reads photos by a backbone of its own, so leave out `{unread[0]}`.")
         extraction = dict(self.processor.extraction or {})
         if any(name in given and name not in extraction for name in ("detector", "grid")):
             # Settings of a detector's regions mean nothing to a grid, nor the reverse.
             extraction = {name: extraction[name] for name in ("backbone", "concept_detector") if name in extraction}
         self.extraction: dict[str, Any] = extraction | given
+        check_grid_fits(self.extraction, self.processor.max_regions)
 
     def __call__(self, image: Any, regions: Any = None, concepts: Any = None, **kwargs: Any) -> Any:
         r"""
@@ -246,22 +251,33 @@ class GroundedCaptioningPipeline(_PhotoPipeline):
         rows = zip(*columns.values(), strict=True)
         return super().__call__([dict(zip(columns, row, strict=True)) for row in rows], **kwargs)
 
+    @property
+    def reads_photos(self) -> bool:
+        """Whether the model has a backbone of its own, which takes the place of regions with features."""
+        return self.model.config.uses_regions and self.model.config.backbone_config is not None
+
     def extract(self, photos: Sequence[Image.Image]) -> tuple[list[Regions] | None, list[list[str]] | None]:
         r"""Regions and concepts of upright RGB photos, each as far as the model reads them, else `None`.
+
+        A model with a backbone of its own reads photos in place of regions.
 
         Raises:
             ValueError: If it is not known how to make them, networks for it cannot be loaded, or a photo has none.
         """
         config = self.model.config
-        regions = self._checked(self._regions_of(photos)) if config.uses_regions else None
+        reads_regions = config.uses_regions and not self.reads_photos
+        regions = self._checked(self._regions_of(photos)) if reads_regions else None
         return regions, self._concepts_of(photos) if config.uses_concepts else None
 
     @torch.no_grad()
-    def accumulated_attentions(self, regions: Regions, concepts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def accumulated_attentions(
+        self, regions: Regions | Image.Image, concepts: Sequence[str]
+    ) -> tuple[np.ndarray, np.ndarray]:
         r"""What Mutual Iterative Attention gathers in each refined row after each of its iterations, Figure 5.
 
         Args:
-            regions, concepts: Of a photo, as [`extract`] gives them.
+            regions, concepts: Of a photo, as [`extract`] gives them; the photo itself in place of regions for a model
+                that reads photos.
 
         Returns:
             Weights of the regions (iterations, num_rows, num_regions) and of the concepts (iterations, num_rows,
@@ -272,7 +288,8 @@ class GroundedCaptioningPipeline(_PhotoPipeline):
         """
         if not self.model.config.mia_iterations:
             raise ValueError("The model has no mutual iterative attention (`config.mia_iterations` is 0).")
-        inputs = self.processor(regions=regions, concepts=[concepts]).to(self.device)
+        shown: dict[str, Any] = {"images": [regions]} if isinstance(regions, Image.Image) else {"regions": regions}
+        inputs = self.processor(**shown, concepts=[concepts]).to(self.device)
         refined = self.model.model(**inputs, output_attentions=True)
         visual, textual = (
             torch.cat(accumulated_attention(attentions)).float().cpu().numpy()
@@ -300,18 +317,19 @@ class GroundedCaptioningPipeline(_PhotoPipeline):
             [model_inputs[k]] if one else model_inputs[k] for k in ("photo", "regions", "concepts")
         )
         config, inputs = self.model.config, {}
-        if config.uses_regions:
-            records = self._checked(_filled_up(regions, photos, self._regions_of))
-            inputs["regions"] = records
-        else:
-            records = [Regions("photo", (photo.height, photo.width), np.zeros((0, 4))) for photo in photos]
+        where: dict[str, Any] = {"target_sizes": [(photo.height, photo.width) for photo in photos]}
+        if self.reads_photos and all(record is None for record in regions):
+            inputs["images"] = list(photos)
+        elif config.uses_regions:
+            inputs["regions"] = self._checked(_filled_up(regions, photos, self._regions_of))
+            where = {"regions": inputs["regions"]}
         if config.uses_concepts:
             inputs["concepts"] = _filled_up(concepts, photos, self._concepts_of)
         outputs = self.model.generate(
             **self.processor(**inputs).to(self.device),
             **{"return_dict_in_generate": True, "output_attentions": True} | generate_kwargs,
         )
-        captions = self.processor.post_process_grounded_captions(outputs, records)
+        captions = self.processor.post_process_grounded_captions(outputs, **where)
         each = len(captions) // len(photos)
         rows = captions if each == 1 else [captions[start : start + each] for start in range(0, len(captions), each)]
         return {"captions": rows[0] if one else rows}

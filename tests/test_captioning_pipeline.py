@@ -9,7 +9,8 @@ from hf_grounding import GroundedCaption, MIAProcessor
 from hf_grounding.pipelines import ConceptExtractor, GroundedCaptioningPipeline
 from hf_grounding.processing.extraction import load_extractor
 from hf_grounding.processing.photos import load_photo
-from tests.tiny_captioner import save_captioner, save_sources
+from hf_grounding.processing.regions import Regions, grid_boxes
+from tests.tiny_captioner import BACKBONE, save_captioner, save_sources
 
 FOUR = {"num_regions": 4, "nms_threshold": 1.0}  # the detector's boxes all overlap
 
@@ -127,6 +128,11 @@ def test_another_source_of_regions_may_be_named(model_dir, sources):
     assert same.extraction["num_regions"] == 4
 
 
+def test_a_grid_of_more_cells_than_the_model_reads_is_refused(model_dir):
+    with pytest.raises(ValueError, match=r"A grid of 3 has 9 cells, more than the 6 regions .* Raise it to 9"):
+        pipeline("grounded-captioning", model=str(model_dir), grid=3)
+
+
 def test_names_are_looked_up_below_the_data_root(model_dir, sources, monkeypatch):
     monkeypatch.setenv("HF_GROUNDING_DATA", str(sources.detector.parent))
     names = {name: name for name in sources._fields}
@@ -155,6 +161,32 @@ def test_a_model_that_reads_concepts_alone_needs_no_detector_and_gives_no_boxes(
 def test_a_model_without_concepts_needs_no_concept_detector(sources, tmp_path):
     extraction = {"detector": str(sources.detector), "backbone": str(sources.backbone)}
     assert captioner(tmp_path, extraction, {"mia_iterations": 0})(noise()).region_weights is not None
+
+
+def test_a_model_that_reads_photos_itself_needs_no_detector_and_gives_the_cells_of_its_map(sources, tmp_path):
+    extraction = {"concept_detector": str(sources.concept_detector)}
+    pipe = captioner(tmp_path, extraction, {"backbone_config": BACKBONE, "decoder_type": "visual_attention"})
+    photos = [noise(), noise(40, 70, 2)]
+    first, second = pipe(photos, batch_size=2)
+    side = int(len(first.regions) ** 0.5)  # of the map, for photos of the size that the image processor makes
+    assert side > 1
+    for written, photo in ((first, photos[0]), (second, photos[1])):
+        assert len(written.groundings) == 4
+        assert written.regions.image_size == (photo.height, photo.width)
+        np.testing.assert_allclose(written.regions.boxes, grid_boxes(side, side, (photo.height, photo.width)))
+        for weights, one in zip(written.region_weights, written.groundings, strict=True):
+            assert one.box == pytest.approx(written.regions.boxes[weights.argmax()])
+        assert_equal(written, pipe(photo))
+    regions, (concepts,) = pipe.extract(photos[:1])
+    assert regions is None
+    visual, textual = pipe.accumulated_attentions(photos[0], concepts)
+    assert visual.shape[1:] == (side**2, side**2)
+    np.testing.assert_allclose(textual.sum(axis=-1), 1, atol=1e-5)
+    features = np.zeros((4, 16), dtype=np.float32)
+    given = Regions("a", (60, 90), grid_boxes(2, 2, (60, 90)), region_features=features)
+    assert pipe(noise(), regions=given).region_weights.shape == (4, 4)
+    with pytest.raises(ValueError, match="reads photos by a backbone of its own, so leave out `grid`"):
+        pipeline("grounded-captioning", model=str(tmp_path), grid=2)
 
 
 def test_accumulated_attention_of_one_iteration_is_that_of_the_module(pipe):

@@ -104,7 +104,8 @@ def _iterations(
 
     assert written.regions is not None  # as the processor makes captions
     words = [] if concepts is None else concepts[0]
-    visual, textual = describe.accumulated_attentions(written.regions, words)
+    seen = image if describe.reads_photos else written.regions
+    visual, textual = describe.accumulated_attentions(seen, words)
     row = 0 if written.region_weights is None else int(written.region_weights.max(axis=0).argmax())
     return draw_mutual_attention(image, written.regions, words, visual[:, row], textual[:, row])
 

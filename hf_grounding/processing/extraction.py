@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from .detectors import Candidates, Detector, load_detector
-from .regions import Regions, nms, scale_boxes, select_regions
+from .regions import Regions, grid_boxes, nms, scale_boxes, select_regions
 from .roi_align import roi_mean
 
 ROI_POINTS = 3  # a region's feature is the mean over 3 x 3 points of its box
@@ -254,17 +254,12 @@ class GridExtractor:
             Regions(
                 image_id,
                 (int(size[0]), int(size[1])),
-                scale_boxes(self._boxes(), (self.grid, self.grid), size),
+                grid_boxes(self.grid, self.grid, size),
                 region_features=features,
                 settings=settings,
             )
             for image_id, size, features in zip(image_ids, sizes, cells, strict=True)
         ]
-
-    def _boxes(self) -> np.ndarray:
-        """(grid * grid, 4) xyxy, in cells."""
-        rows, columns = (axis.ravel() for axis in np.mgrid[: self.grid, : self.grid])
-        return np.stack([columns, rows, columns + 1, rows + 1], axis=1)
 
 
 def load_extractor(

@@ -1,5 +1,6 @@
 """Regions, concepts and captions -> tensors of `MIAForCaptioning`, and written captions -> `GroundedCaption`s."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers.utils import ModelOutput
 
 from .grounding import GroundedCaption, Grounding
 from .image_processing_multilevel import MultiLevelGroundingImageProcessorPil
-from .regions import Regions, best_regions, pad_regions
+from .regions import Regions, best_regions, check_grid_fits, grid_boxes, pad_regions
 from .words import Phrase, as_phrase
 
 IGNORED = -100  # in labels
@@ -28,6 +29,9 @@ class MIAProcessor(ProcessorMixin):
         max_concepts (`int`): Concepts of an image, the most probable ones.
         extraction (`dict`, *optional*): Where regions and concepts of the training came from, which a photo needs as
             well: "detector", "backbone" or "grid", "concept_detector", and further arguments of [`RegionExtractor`].
+
+    Raises:
+        ValueError: If a number is below 1, or `max_regions` below the number of cells of the extraction's grid.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class MIAProcessor(ProcessorMixin):
         for name, value in {"max_regions": max_regions, "max_concepts": max_concepts}.items():
             if value < 1:
                 raise ValueError(f"`{name}` must be 1 or more, got {value}.")
+        check_grid_fits(extraction, max_regions)
         self.max_regions, self.max_concepts = max_regions, max_concepts
         self.extraction = extraction
         self._concept_ids: dict[str, int] = {}
@@ -162,8 +167,9 @@ class MIAProcessor(ProcessorMixin):
     def post_process_grounded_captions(
         self,
         outputs: Any,
-        regions: Regions | Sequence[Regions],
+        regions: Regions | Sequence[Regions] | None = None,
         phrases: Sequence[Sequence[Any]] | None = None,
+        target_sizes: Sequence[tuple[int, int]] | None = None,
     ) -> list[GroundedCaption]:
         r"""What a captioner wrote, each word with its region.
 
@@ -173,6 +179,9 @@ class MIAProcessor(ProcessorMixin):
             regions ([`Regions`] or a list of them): Of each image, as they were given to this processor.
             phrases (*optional*): For each caption those of its phrases that are to be grounded: words of it, or spans
                 of its words. Default: every word.
+            target_sizes (list of `tuple[int, int]`, *optional*): In place of `regions` where the model read photos
+                (`pixel_values`): (height, width) of each photo. Regions are the cells of the square grid that its
+                backbone's map laid on the photo, in pixels of it.
 
         Returns:
             One [`GroundedCaption`] for each sequence, those of one image after another. A grounding's box is that of
@@ -180,24 +189,31 @@ class MIAProcessor(ProcessorMixin):
             Captions of a decoder without attention to regions have groundings without boxes.
 
         Raises:
-            ValueError: If regions or phrases do not fit to the outputs.
+            ValueError: If regions or phrases do not fit to the outputs, or not just one of regions and sizes is given.
         """
-        records = [regions] if isinstance(regions, Regions) else list(regions)
+        if (regions is None) == (target_sizes is None):
+            raise ValueError("Give either the `regions` that the model read, or the `target_sizes` of its photos.")
         if not isinstance(outputs, ModelOutput) or outputs.get("cross_attentions") is None:
             raise ValueError(
                 "`outputs` must be of `model.generate(..., return_dict_in_generate=True, output_attentions=True)`, got "
                 f"{'one without attentions' if isinstance(outputs, ModelOutput) else type(outputs).__name__}."
             )
+        weights = outputs.get("region_attentions")
+        if target_sizes is not None:
+            records = _cells(target_sizes, 0 if weights is None else weights.shape[2])
+        else:
+            given = [regions] if isinstance(regions, Regions) else list(regions or [])
+            records = [best_regions(record, self.max_regions) for record in given]  # those that the model was given
         sequences = outputs.sequences[:, 1:].tolist()
         if not records or len(sequences) % len(records):
-            raise ValueError(f"{len(sequences)} captions do not belong to {len(records)} images' `regions`.")
+            name = "regions" if target_sizes is None else "target_sizes"
+            raise ValueError(f"{len(sequences)} captions do not belong to {len(records)} images' `{name}`.")
         if phrases is not None and len(phrases) != len(sequences):
             raise ValueError(f"`phrases` has {len(phrases)} entries for {len(sequences)} captions.")
-        weights = outputs.get("region_attentions")
         per_image = len(sequences) // len(records)
         captions = []
         for number, ids in enumerate(sequences):
-            record = best_regions(records[number // per_image], self.max_regions)  # those that the model was given
+            record = records[number // per_image]
             caption, words = self._words(ids)
             by_word = None
             if weights is not None:
@@ -222,6 +238,17 @@ class MIAProcessor(ProcessorMixin):
         words = np.array([len(start.split()) - (start[-1:].strip() != "") for start in starts], dtype=int)
         special = np.isin(ids, self.tokenizer.all_special_ids)
         return caption, np.where(special | (words == len(caption.split())), -1, words)
+
+
+def _cells(image_sizes: Sequence[tuple[int, int]], count: int) -> list[Regions]:
+    """For each image the cells of a square grid, as many as the model attended to."""
+    side = math.isqrt(count)
+    if side**2 != count:
+        raise ValueError(
+            "`target_sizes` are of photos that the model reads as a square grid of cells, but `outputs` are of "
+            f"{count} regions; give the `regions`."
+        )
+    return [Regions(str(image), size, grid_boxes(side, side, size)) for image, size in enumerate(image_sizes)]
 
 
 def _mean_by_word(weights: np.ndarray, words: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ code counts the pixels at both edges, `plus_one` gives its numbers. Image sizes 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -229,6 +229,13 @@ def scale_boxes(boxes: ArrayLike, from_size: ArrayLike, to_size: ArrayLike) -> n
     """Boxes (..., 4) of an image of one size, at the same places in the same image of another size."""
     boxes = _numbers(boxes)
     return boxes * (_sides(to_size, boxes, "to_size") / _sides(from_size, boxes, "from_size"))
+
+
+def grid_boxes(rows: int, columns: int, image_size: tuple[int, int]) -> np.ndarray:
+    """Boxes (rows * columns, 4) of the cells of a grid laid on an image, row by row."""
+    y, x = (np.linspace(0, side, cells + 1) for side, cells in zip(image_size, (rows, columns), strict=True))
+    corners = (np.stack(np.meshgrid(x[end], y[end]), axis=-1) for end in (slice(-1), slice(1, None)))
+    return np.concatenate([corner.reshape(-1, 2) for corner in corners], axis=1)
 
 
 def clip_boxes(boxes: ArrayLike, image_size: ArrayLike) -> np.ndarray:
@@ -509,6 +516,20 @@ def best_regions(record: Regions, max_regions: int | None) -> Regions:
     if record.scores is None:
         return record.select(slice(max_regions))
     return record.select(np.sort(np.argsort(-record.scores.astype(np.float64), kind="stable")[:max_regions]))
+
+
+def check_grid_fits(extraction: Mapping[str, Any] | None, max_regions: int) -> None:
+    r"""Refuses an extraction whose grid has more cells than a model reads: none of them is better than another.
+
+    Raises:
+        ValueError: If "grid" squared is more than `max_regions`.
+    """
+    grid = (extraction or {}).get("grid")
+    if grid is not None and max_regions < grid**2:
+        raise ValueError(
+            f"A grid of {grid} has {grid**2} cells, more than the {max_regions} regions that are read of an image "
+            f"(`max_regions`). Raise it to {grid**2}, or take a smaller grid."
+        )
 
 
 def _columns(dim: int | None) -> str:

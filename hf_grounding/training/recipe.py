@@ -13,6 +13,8 @@ import yaml
 from huggingface_hub.dataclasses import strict, type_validator
 from huggingface_hub.errors import StrictDataclassError
 
+from ..processing.regions import check_grid_fits
+
 _PACKAGE = Path(__file__).resolve().parents[1]
 RECIPE_FILE = "recipe.yaml"
 
@@ -89,6 +91,9 @@ class RegionSettings:
 
     def validate_sizes(self) -> None:
         _check_positive(self, "max_regions", "max_concepts")
+
+    def validate_extraction(self) -> None:
+        check_grid_fits(self.extraction, self.max_regions)
 
 
 @strict

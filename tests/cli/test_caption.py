@@ -6,7 +6,7 @@ import re
 import pytest
 from PIL import Image
 
-from tests.tiny_captioner import save_captioner, save_sources
+from tests.tiny_captioner import BACKBONE, save_captioner, save_sources
 
 from .conftest import run
 
@@ -60,9 +60,19 @@ def test_it_draws_the_caption_and_the_iterations(photo, model, tmp_path):
 
 
 def test_regions_of_another_source_may_be_named(photo, model, sources):
-    options = ("--grid", 3, "--backbone", sources.backbone, "--concept_detector", sources.concept_detector)
+    options = ("--grid", 2, "--backbone", sources.backbone, "--concept_detector", sources.concept_detector)
     words = json.loads(run("caption", photo, "--model", model, *options, "--json").out)["groundings"]
-    assert all(word["box"][2] - word["box"][0] == 30 for word in words)
+    assert all(word["box"][2] - word["box"][0] == 45 for word in words)
+
+
+def test_a_model_that_reads_photos_needs_no_detector(photo, sources, tmp_path):
+    extraction = {"concept_detector": str(sources.concept_detector)}
+    backbone = {"backbone_config": BACKBONE, "decoder_type": "visual_attention"}
+    model, drawn = save_captioner(tmp_path / "model", extraction, **backbone), tmp_path / "iterations.png"
+    answer = run("caption", photo, "--model", model, "--draw_iterations", drawn, "--json")
+    assert answer.code == 0, answer.err
+    assert len(json.loads(answer.out)["groundings"]) == 4
+    assert Image.open(drawn).width == 1200
 
 
 def test_words_of_a_model_without_attention_to_regions_have_no_box(photo, sources, tmp_path):
@@ -94,6 +104,11 @@ def test_words_of_a_model_without_attention_to_regions_have_no_box(photo, source
         ),
         (["caption", "{photo}", "--model", "{model}", "--num_beams", "0"], 2, "--num_beams"),
         (["caption", "{photo}", "--model", "{model}", "--grid", "2", "--detector", "d"], 2, "Give either --detector"),
+        (
+            ["caption", "{photo}", "--model", "{model}", "--grid", "3"],
+            1,
+            "A grid of 3 has 9 cells, more than the 6 reg",
+        ),
         (["caption", "{photo}", "--model", "{model}s"], 1, "No model folder '.*'. Did you mean '.*captioner'?"),
         (["caption", "{photo}", "--model", "{other}"], 1, "Model '.*' cannot be loaded: .*ConceptDetectorConfig"),
         (["caption", "{photo}s", "--model", "{model}"], 1, r"No photo '.*photo\.pngs'"),

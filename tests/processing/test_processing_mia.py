@@ -160,6 +160,13 @@ def test_sizes_below_one_are_refused(name):
         make_processor(**{name: 0})
 
 
+def test_of_a_grid_every_cell_must_be_read():
+    extraction = {"grid": 7, "backbone": "weights/resnet"}
+    assert make_processor(max_regions=49, extraction=extraction).max_regions == 49
+    with pytest.raises(ValueError, match=r"A grid of 7 has 49 cells, more than the 36 regions .* Raise it to 49"):
+        make_processor(extraction=extraction)
+
+
 def test_saved_and_loaded_it_makes_the_same_inputs_and_keeps_where_regions_come_from(tmp_path):
     extraction = {"detector": "weights/yolox", "backbone": "weights/mobilenet", "num_regions": 5}
     processor = make_processor("up_down", max_regions=2, max_concepts=3, extraction=extraction)
@@ -264,6 +271,18 @@ def test_boxes_are_of_the_regions_that_the_model_was_given():
     assert [list(each.box) for each in caption.groundings] == regions.boxes[[1, 3]].tolist()
 
 
+def test_of_photos_that_the_model_read_the_cells_are_boxes_all_of_them():
+    weights = np.full((2, 2, 49), 0.01)
+    weights[0, 0, 48] = weights[1, 0, 7] = 0.52  # the last cell, and the first of the second row
+    outputs = outputs_of([[1, 7, 2], [1, 7, 2]], weights)
+    first, second = make_processor().post_process_grounded_captions(outputs, target_sizes=[(70, 140), (700, 7)])
+    assert first.groundings[0].box == pytest.approx((120, 60, 140, 70))
+    assert second.groundings[0].box == pytest.approx((0, 100, 1, 200))
+    assert (len(first.regions), first.regions.image_size) == (49, (70, 140))
+    (word,) = make_processor().post_process_grounded_captions(outputs_of([[1, 7, 2]]), target_sizes=[(70, 140)])
+    assert word.groundings == [Grounding("dog", (0, 1), None, None, 0.0)]
+
+
 def test_a_decoder_without_attention_gives_words_without_boxes():
     (caption,) = make_processor().post_process_grounded_captions(outputs_of([[1, 4, 7, 2]]), make_regions(2))
     assert caption.groundings == [Grounding("a", (0, 1), None, None, 0.0), Grounding("dog", (1, 2), None, None, 0.0)]
@@ -286,6 +305,9 @@ def test_words_of_a_prompt_have_no_box_and_phrases_are_of_the_written_ones():
     [
         ({"regions": [make_regions(2)] * 3}, "2 captions do not belong to 3 images' `regions`"),
         ({"regions": []}, "2 captions do not belong to 0 images' `regions`"),
+        ({"regions": None, "target_sizes": [(9, 9)] * 2}, "as a square grid of cells, but `outputs` are of 2 regions"),
+        ({"regions": None}, "Give either the `regions` that the model read, or the `target_sizes` of its photos"),
+        ({"target_sizes": [(9, 9)] * 2}, "Give either the `regions`"),
         ({"regions": make_regions(3, "5")}, "Image '5' has 3 regions, but `outputs` are of at most 2"),
         ({"phrases": [["dog"]]}, "`phrases` has 1 entries for 2 captions"),
         ({"phrases": [["dog"], ["cat"]]}, "Phrase 'cat' is not in 'dog'"),

@@ -15,6 +15,7 @@ from hf_grounding.processing.regions import (
     clip_boxes,
     cxcywh_to_xyxy,
     denormalize_boxes,
+    grid_boxes,
     location_vectors,
     nms,
     normalize_boxes,
@@ -196,6 +197,12 @@ def test_box_formats_by_hand():
     assert scale_boxes([[15, 10, 30, 40]], (40, 60), (80, 20)).tolist() == [[5, 20, 10, 80]]
     assert box_areas([[1, 2, 4, 6], [5, 5, 5, 9]]).tolist() == [12, 0]
     assert box_areas([[1, 2, 4, 6], [5, 5, 5, 5]], plus_one=True).tolist() == [20, 1]
+
+
+def test_cells_of_a_grid_go_row_by_row_in_the_pixels_of_the_image():
+    boxes = [[0, 0, 30, 20], [30, 0, 60, 20], [60, 0, 90, 20], [0, 20, 30, 40], [30, 20, 60, 40], [60, 20, 90, 40]]
+    assert grid_boxes(2, 3, (40, 90)).tolist() == boxes
+    assert grid_boxes(0, 0, (40, 90)).shape == (0, 4)
 
 
 def test_clipping_keeps_the_part_inside():

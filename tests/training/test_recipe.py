@@ -134,6 +134,7 @@ def test_a_key_that_names_a_section_of_another_system_is_of_its_own_section():
         ("max_grad_value", "much", "expected float, got str"),
         ("regions.max_regions", "0", "`max_regions` must be 1 or more, got 0"),
         ("regions.max_concepts", "-1", "`max_concepts` must be 1 or more, got -1"),
+        ("regions.extraction", "{grid: 3}", "A grid of 3 has 9 cells, more than the 6 regions"),
         ("captions.num_beams", "0", "`num_beams` must be 1 or more, got 0"),
         ("captions.min_count", "0", "`min_count` must be 1 or more, got 0"),
         ("captions.max_words", "0", "`max_words` must be 1 or more, got 0"),
