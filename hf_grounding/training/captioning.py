@@ -56,6 +56,9 @@ class CaptioningTrainingArguments(RecipeTrainingArguments):
             1 after 19, so that the 21st epoch is the first with less.
         scheduled_sampling_increase (`float`): Added to the probability that the model reads its own words, every
             `scheduled_sampling_every` epochs, up to `scheduled_sampling_max` (Up-Down: 0.05 every 5 up to 0.25).
+        backbone_learning_rate (`float`, *optional*): Of a backbone that is trained, in place of `learning_rate`; it
+            follows the same schedule (MIA: 1e-5).
+        backbone_start_epoch (`int`): Epochs before the backbone learns (MIA: 8). Until then its gradients are dropped.
         metric_for_best_model (`str`): Of `CaptioningTrainer.evaluate`; default CIDEr-D.
 
     Raises:
@@ -70,6 +73,8 @@ class CaptioningTrainingArguments(RecipeTrainingArguments):
     scheduled_sampling_increase: float = field(default=0.0)
     scheduled_sampling_every: int = field(default=5)
     scheduled_sampling_max: float = field(default=0.25)
+    backbone_learning_rate: float | None = field(default=None)
+    backbone_start_epoch: int = field(default=0)
     metric_for_best_model: str | None = field(default=METRICS[0])
 
     def __post_init__(self):
@@ -80,12 +85,13 @@ class CaptioningTrainingArguments(RecipeTrainingArguments):
         for name in ("captions_per_image", "lr_decay_every", "scheduled_sampling_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be 1 or more, got {getattr(self, name)}.")
-        if self.lr_decay_start < 0:
-            raise ValueError(f"`lr_decay_start` must be 0 or more, got {self.lr_decay_start}.")
+        for name in ("lr_decay_start", "backbone_start_epoch"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)}.")
         for name in ("scheduled_sampling_increase", "scheduled_sampling_max"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)}.")
-        for name in ("max_grad_value", "lr_decay_factor"):
+        for name in ("max_grad_value", "lr_decay_factor", "backbone_learning_rate"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"`{name}` must be above 0, got {value}.")
@@ -119,16 +125,42 @@ class CaptioningTrainer(Trainer):
     def __init__(self, *args: Any, processor: MIAProcessor, eval_images: ImageInputs, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.processor, self.eval_images = processor, eval_images
+        self.backbone_parameters = self._backbone_parameters()
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch, not a sum to be divided
         self.add_callback(_EachEpoch())
         if self.args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
 
+    def _backbone_parameters(self) -> set[torch.nn.Parameter]:
+        """Those of the backbone that are trained, if the arguments treat them differently; else none."""
+        if self.args.backbone_learning_rate is None and not self.args.backbone_start_epoch:
+            return set()
+        backbone = self.model.model.backbone
+        trained = set() if backbone is None else {each for each in backbone.parameters() if each.requires_grad}
+        if not trained:
+            raise ValueError(
+                "`backbone_learning_rate` and `backbone_start_epoch` are of a captioner whose backbone is trained; "
+                "leave them out, or give it a backbone with `freeze_backbone` False."
+            )
+        return trained
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        if (self.state.epoch or 0) + 1e-6 < self.args.backbone_start_epoch:
+            for parameter in self.backbone_parameters:
+                parameter.grad = None  # not 0, which weight decay and moments would act upon
+        return loss
+
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """With gradients clipped by value before each step, if asked for."""
+        """With a learning rate of the backbone's own, and gradients clipped by value before each step, if asked for."""
         if self.optimizer is not None:
             return self.optimizer
         optimizer = super().create_optimizer(model)
+        if self.args.backbone_learning_rate is not None:
+            for group in list(optimizer.param_groups):
+                own = [each for each in group["params"] if each in self.backbone_parameters]
+                group["params"] = [each for each in group["params"] if each not in self.backbone_parameters]
+                optimizer.add_param_group({**group, "params": own, "lr": self.args.backbone_learning_rate})
         if self.args.max_grad_value is not None:
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             limit = self.args.max_grad_value

@@ -1,6 +1,7 @@
 """Training of captioners: what it learns, resuming, several processes, schedules, and refusals before it begins."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -15,11 +16,12 @@ from datasets import Dataset
 from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback
+from transformers import ResNetConfig, TrainerCallback
 
 from hf_grounding.data.region_store import RegionStoreWriter
 from hf_grounding.metrics import caption_metrics
 from hf_grounding.metrics.cider import cider
+from hf_grounding.modeling.configuration_mia import MIAConfig
 from hf_grounding.modeling.modeling_mia import MIAForCaptioning
 from hf_grounding.processing.concepts import write_image_concepts
 from hf_grounding.processing.processing_mia import MIAProcessor
@@ -225,8 +227,10 @@ def _largest_gradient(model: torch.nn.Module) -> float:
     return max(p.grad.abs().max().item() for p in model.parameters() if p.grad is not None)
 
 
-def _recorded(tmp_path: Path, **settings: Any) -> tuple[_Recorder, CaptioningTrainer]:
-    """A training on four images, two in a batch."""
+def _recorded(
+    tmp_path: Path, recorder: TrainerCallback | None = None, photos: bool = False, **settings: Any
+) -> tuple[Any, CaptioningTrainer]:
+    """A training on four images, two in a batch; of `photos`, by a backbone trained from its second stage on."""
     captions = [["a red dog", "dog"], ["a blue cat"], ["a dog", "a cat", "red dog"], ["blue cat"]]
     rows = Dataset.from_dict({"image_id": list("abcd"), "captions": captions})
     images = ImageInputs({name: _regions(name) for name in "abcd"}, {name: ["dog", "cat"] for name in "abcd"})
@@ -234,20 +238,77 @@ def _recorded(tmp_path: Path, **settings: Any) -> tuple[_Recorder, CaptioningTra
     torch.manual_seed(0)
     model, processor = build_captioner(recipe, captions, 8)
     fixed = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "learning_rate": 0.01}
-    recorder = _Recorder()
-    args = CaptioningTrainingArguments(str(tmp_path), per_device_train_batch_size=2, **fixed, **settings)
+    recorder = recorder or _Recorder()
+    args = CaptioningTrainingArguments(str(tmp_path), per_device_train_batch_size=2, **{**fixed, **settings})
+    collator: Any = CaptioningCollator(processor, images)
+    if photos:
+        backbone = ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic")
+        stage = {"freeze_backbone": False, "backbone_trainable_from": 1}
+        model = MIAForCaptioning(MIAConfig(**{**model.config.to_dict(), "backbone_config": backbone, **stage}))
+        collator = _PhotoCollator(processor, images)
     trainer = CaptioningTrainer(
         model=model,
         args=args,
         train_dataset=CaptionsPerImage(rows, args.captions_per_image, args.seed),
         eval_dataset=rows,
-        data_collator=CaptioningCollator(processor, images),
+        data_collator=collator,
         processor=processor,
         eval_images=images,
         callbacks=[recorder],
     )
     trainer.train()
     return recorder, trainer
+
+
+class _PhotoCollator(CaptioningCollator):
+    """Random photos in place of regions."""
+
+    def __call__(self, rows):
+        inputs = super().__call__(rows)
+        count = len(inputs.pop("region_features"))
+        del inputs["region_mask"]
+        return inputs | {"pixel_values": torch.randn(count, 3, 32, 32)}
+
+
+class _WeightsRecorder(TrainerCallback):
+    """What of the model has changed since the training began, by the end of each epoch."""
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self.first, self.changed = {name: each.detach().clone() for name, each in model.named_parameters()}, []
+
+    def on_epoch_end(self, args, state, control, model=None, **kwargs):
+        moved = {name for name, each in model.named_parameters() if not torch.equal(each, self.first[name])}
+        self.changed.append(moved)
+
+
+def test_the_backbone_learns_from_its_epoch_and_stage_on_at_its_own_rate(tmp_path: Path):
+    settings = {"backbone_learning_rate": 1e-3, "backbone_start_epoch": 2, "weight_decay": 0.1}
+    recorder, trainer = _recorded(tmp_path, _WeightsRecorder(), photos=True, num_train_epochs=3, **settings)
+    names = {name for name in recorder.first if name.startswith("model.backbone.")}
+    trained = {name for name in names if ".stages.1." in name}
+    assert len(recorder.changed) == 3
+    assert [moved & names for moved in recorder.changed] == [set(), set(), trained]
+    assert {"output.weight", "model.project_regions.linear.weight"} <= recorder.changed[0]
+    groups = [(group["initial_lr"], group["weight_decay"], group["params"]) for group in trainer.optimizer.param_groups]
+    assert [(rate, decay) for rate, decay, _ in groups] == [(0.01, 0.1), (0.01, 0.0), (1e-3, 0.1), (1e-3, 0.0)]
+    parameters = dict(trainer.model.named_parameters())
+    assert {each for *_, params in groups[2:] for each in params} == {parameters[name] for name in trained}
+    assert sum(len(params) for *_, params in groups) == sum(each.requires_grad for each in parameters.values())
+
+
+def test_settings_of_a_backbone_are_refused_where_none_is_trained(tmp_path: Path):
+    for setting in ({"backbone_learning_rate": 1e-5}, {"backbone_start_epoch": 8}):
+        with pytest.raises(ValueError, match="are of a captioner whose backbone is trained; leave them out"):
+            _recorded(tmp_path, **setting)
+
+
+def test_the_best_model_of_a_tied_table_is_loaded_without_a_warning(tmp_path: Path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    each_epoch = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
+    _, trainer = _recorded(tmp_path, num_train_epochs=1, **each_epoch)
+    assert trainer.state.best_model_checkpoint
+    assert "missing keys" not in caplog.text
+    assert trainer.model.model.embed_concepts.weight is trainer.model.decoder.embed_words.weight
 
 
 def _regions(image_id: str, dim: int = 8, count: int = 2) -> Regions:
@@ -456,6 +517,8 @@ def test_images_without_captions_are_named_before_anything_is_computed(recipe_fi
         ({"captions_per_image": 0}, "`captions_per_image` must be 1 or more, got 0"),
         ({"lr_decay_every": 0}, "`lr_decay_every` must be 1 or more, got 0"),
         ({"lr_decay_start": -1}, "`lr_decay_start` must be 0 or more, got -1"),
+        ({"backbone_start_epoch": -1}, "`backbone_start_epoch` must be 0 or more, got -1"),
+        ({"backbone_learning_rate": 0.0}, "`backbone_learning_rate` must be above 0, got 0.0"),
         ({"lr_decay_factor": 0.0}, "`lr_decay_factor` must be above 0, got 0.0"),
         ({"max_grad_value": -0.1}, "`max_grad_value` must be above 0, got -0.1"),
         ({"scheduled_sampling_every": 0}, "`scheduled_sampling_every` must be 1 or more, got 0"),
