@@ -1,10 +1,11 @@
-"""What captioners read and learn from: regions and concepts of images, some captions of each, batches of both."""
+"""What captioners read and learn from: regions or photos, and concepts; some captions of each; batches of both."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
 from datasets import Dataset
 
@@ -15,26 +16,46 @@ from ..processing.concepts import read_image_concepts
 from ..processing.paths import below_data_root
 from ..processing.processing_mia import MIAProcessor
 from ..processing.regions import Regions
-from .recipe import Recipe, RegionSettings
+from .features import read_photo
+from .recipe import Recipe
+
+
+class Photos(Mapping[str, PIL.Image.Image]):
+    """Upright photos of a data set by the ids of their images, each read when it is asked for."""
+
+    def __init__(self, rows: Dataset):
+        self.rows = rows
+        self.position = {image_id: row for row, image_id in enumerate(rows["image_id"])}
+
+    def __getitem__(self, image_id: str) -> PIL.Image.Image:
+        return read_photo(self.rows, self.position[image_id]).convert("RGB")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.position)
+
+    def __len__(self) -> int:
+        return len(self.position)
 
 
 class ImageInputs:
     r"""Regions and concepts of images by their id, as a captioner's processor takes them.
 
     Args:
-        regions: Of each image, such as a [`RegionStore`].
+        regions (*optional*): Of each image, such as a [`RegionStore`]; `None` for a model that reads photos.
         concepts (*optional*): Ranked words of each image.
-        withheld (`bool`): Give for every image one region of zeros, the whole image, and no concepts.
+        photos (*optional*): Of each image, in place of regions.
+        withheld (`bool`): Give for every image one region of zeros, the whole image, or a black photo, and no concepts.
     """
 
     def __init__(
         self,
-        regions: Mapping[str, Regions] | RegionStore,
+        regions: Mapping[str, Regions] | RegionStore | None,
         concepts: Mapping[str, list[str]] | None = None,
+        photos: Mapping[str, PIL.Image.Image] | None = None,
         *,
         withheld: bool = False,
     ):
-        self.regions, self.concepts, self.withheld = regions, concepts, withheld
+        self.regions, self.concepts, self.photos, self.withheld = regions, concepts, photos, withheld
 
     def check(self, image_ids: Sequence[str], where: str) -> None:
         """Raises a ValueError if an image lacks regions or concepts."""
@@ -45,7 +66,8 @@ class ImageInputs:
                     f"{len(missing)} of {len(image_ids)} images of '{where}' have no {name}, such as '{missing[0]}'; "
                     f"extract them with `hf-grounding extract-{'features' if name == 'regions' else 'concepts'}`."
                 )
-        empty = [image_id for image_id in image_ids if not len(self.regions[image_id])]
+        regions = self.regions
+        empty = [] if regions is None else [image_id for image_id in image_ids if not len(regions[image_id])]
         if empty:
             raise ValueError(
                 f"In {len(empty)} of {len(image_ids)} images of '{where}' no region was found, such as '{empty[0]}'; "
@@ -54,21 +76,27 @@ class ImageInputs:
 
     def read(self, image_ids: Sequence[str]) -> dict[str, Any]:
         """Arguments of [`MIAProcessor`]."""
-        inputs: dict[str, Any] = {"regions": [self.regions[image_id] for image_id in image_ids]}
-        if self.concepts is not None:
-            inputs["concepts"] = [self.concepts[image_id] for image_id in image_ids]
+        known: dict[str, Any] = {"images": self.photos, "regions": self.regions, "concepts": self.concepts}
+        inputs: dict[str, Any] = {
+            name: [values[image_id] for image_id in image_ids] for name, values in known.items() if values is not None
+        }
         if self.withheld:  # not even the numbers of regions and concepts may tell images apart
             inputs = {name: [_withheld(value) for value in values] for name, values in inputs.items()}
         return inputs
 
     def mean_features(self, image_ids: Sequence[str]) -> np.ndarray:
         """Of the regions as they are: (images, feature_dim)."""
-        records = (self.regions[image_id] for image_id in image_ids)
+        regions = self.regions
+        if regions is None:
+            raise ValueError("Photos have no features to take the mean of; give `regions`.")
+        records = (regions[image_id] for image_id in image_ids)
         return mean_features([record.region_features for record in records if record.region_features is not None])
 
 
 def _withheld(value: Any) -> Any:
-    """What stands for the regions or concepts of an image that is not shown."""
+    """What stands for the photo, regions or concepts of an image that is not shown."""
+    if isinstance(value, PIL.Image.Image):
+        return PIL.Image.new("RGB", value.size)
     if not isinstance(value, Regions):
         return []
     if value.region_features is None:
@@ -111,7 +139,7 @@ class CaptioningCollator:
 
 
 def load_images(recipe: Recipe, rows: Dataset, split: str) -> ImageInputs:
-    r"""Regions and concepts of a split, from the recipe's files, or simulated for scenes.
+    r"""Regions and concepts of a split, from the recipe's files, or simulated for scenes; photos for a backbone.
 
     Raises:
         ValueError: If an image lacks captions, regions or concepts, or no store is named.
@@ -120,24 +148,31 @@ def load_images(recipe: Recipe, rows: Dataset, split: str) -> ImageInputs:
     if bare:
         example = rows["image_id"][bare[0]]
         raise ValueError(f"{len(bare)} images of '{split}' have no caption, such as '{example}'; leave them out.")
-    images = _simulated(recipe, rows) if recipe.dataset.name == "scenes" else _extracted(recipe.images)
+    regions = _regions(recipe, rows) if recipe.backbone is None else None
+    photos = None if recipe.backbone is None else Photos(rows)
+    images = ImageInputs(regions, _concepts(recipe, rows), photos, withheld=recipe.images.withhold_image)
     images.check(rows["image_id"], split)
     return images
 
 
-def _simulated(recipe: Recipe, rows: Dataset) -> ImageInputs:
-    options = {name: recipe.dataset.options[name] for name in ("attributes",) if name in recipe.dataset.options}
-    detector = SceneDetector(**options, **recipe.images.scene_detector)
-    concepts = {row["image_id"]: scene_concepts(row, **options) for row in rows}
-    regions = {row["image_id"]: detector(row) for row in rows}
-    return ImageInputs(regions, concepts, withheld=recipe.images.withhold_image)
-
-
-def _extracted(settings: RegionSettings) -> ImageInputs:
-    if settings.store is None:
+def _regions(recipe: Recipe, rows: Dataset) -> Mapping[str, Regions] | RegionStore:
+    if recipe.dataset.name == "scenes":
+        detector = SceneDetector(**_attributes(recipe), **recipe.images.scene_detector)
+        return {row["image_id"]: detector(row) for row in rows}
+    if recipe.images.store is None:
         raise ValueError("Section `regions` names no `store`; make one with `hf-grounding extract-features`.")
-    concepts = None
-    if settings.concepts is not None:
-        found = read_image_concepts(below_data_root(settings.concepts))
-        concepts = {str(image_id): words for image_id, words in found.items()}
-    return ImageInputs(RegionStore(below_data_root(settings.store)), concepts, withheld=settings.withhold_image)
+    return RegionStore(below_data_root(recipe.images.store))
+
+
+def _concepts(recipe: Recipe, rows: Dataset) -> dict[str, list[str]] | None:
+    if recipe.dataset.name == "scenes":
+        return {row["image_id"]: scene_concepts(row, **_attributes(recipe)) for row in rows}
+    if recipe.images.concepts is None:
+        return None
+    found = read_image_concepts(below_data_root(recipe.images.concepts))
+    return {str(image_id): words for image_id, words in found.items()}
+
+
+def _attributes(recipe: Recipe) -> dict[str, Any]:
+    options = recipe.dataset.options
+    return {name: options[name] for name in ("attributes",) if name in options}

@@ -58,7 +58,10 @@ def ground_captions(
     outputs = model.generate(
         **inputs, num_beams=num_beams, do_sample=False, return_dict_in_generate=True, output_attentions=True
     )
-    return processor.post_process_grounded_captions(outputs, shown["regions"])
+    if "regions" in shown:
+        return processor.post_process_grounded_captions(outputs, shown["regions"])
+    sizes = [(photo.height, photo.width) for photo in shown["images"]]
+    return processor.post_process_grounded_captions(outputs, target_sizes=sizes)
 
 
 def score_captions(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Any]:
@@ -104,8 +107,8 @@ def measure_baselines(
     r"""Scores, as [`score_captions`] gives them, of captions that need no captioner.
 
     Args:
-        training (*optional*): Images with captions to borrow; without them that baseline is left out. An image that is
-            one of them borrows from the others.
+        training (*optional*): Images with captions to borrow; without them, or without region features to compare by,
+            that baseline is left out. An image that is one of them borrows from the others.
 
     Returns:
         `dict`: "consensus of similar photos" by [`consensus_captions`]; "one human caption" by
@@ -113,7 +116,7 @@ def measure_baselines(
     """
     references = rows["captions"][:]
     baselines = {}
-    if training is not None:
+    if training is not None and images.regions is not None:
         train_rows, train_images = training
         position = {image_id: row for row, image_id in enumerate(train_rows["image_id"])}
         borrowed = consensus_captions(

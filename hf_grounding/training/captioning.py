@@ -29,6 +29,8 @@ from .checkpoints import start_from
 from .common import (
     REPORT_FILE,
     keep_freed_memory,
+    level_channels,
+    load_backbone,
     load_split,
     run_training,
     saved_curve,
@@ -201,9 +203,12 @@ class CaptioningTrainer(Trainer):
 
 
 def build_captioner(
-    recipe: Recipe, captions: Sequence[Sequence[str]], feature_dim: int
+    recipe: Recipe, captions: Sequence[Sequence[str]], feature_dim: int | None
 ) -> tuple[MIAForCaptioning, MIAProcessor]:
-    """Untrained model and processor of a recipe; the vocabulary is that of `captions`."""
+    """Untrained model and processor of a recipe; the vocabulary is that of `captions`.
+
+    `feature_dim` is that of the regions; `None` for a recipe with a `backbone`, which makes its own.
+    """
     settings, sources = recipe.captions, recipe.images
     tokenizer = train_caption_tokenizer(
         (caption for row in captions for caption in row),
@@ -212,13 +217,23 @@ def build_captioner(
         max_words=settings.max_words,
     )
     special = ("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id")
+    network, image_processor = (None, None) if recipe.backbone is None else load_backbone(recipe.backbone)
+    vision: dict[str, Any] = {"feature_dim": feature_dim}
+    if recipe.backbone is not None and network is not None:
+        (level,) = recipe.backbone.levels
+        vision = {"backbone_config": network.config, "backbone_level": level}
+        vision["feature_dim"] = level_channels(network, [level])[0]
     config = MIAConfig(
         vocab_size=len(tokenizer),
-        feature_dim=feature_dim,
+        **vision,
         **{name: getattr(tokenizer, name) for name in special},
         **recipe.model,
     )
     model = MIAForCaptioning(config)
+    if network is not None:
+        if model.model.backbone is None:
+            raise ValueError(f"The decoder '{config.decoder_type}' reads concepts alone; leave `backbone` out.")
+        model.model.backbone.model.load_state_dict(network.state_dict())
     generation = model.generation_config
     generation.max_new_tokens = tokenizer.model_max_length
     generation.num_beams = settings.num_beams
@@ -227,7 +242,7 @@ def build_captioner(
     never = {getattr(tokenizer, name) for name in special} - {tokenizer.eos_token_id}
     generation.suppress_tokens = sorted(never)  # a word that nobody can read is no word
     sizes = {"max_regions": sources.max_regions, "max_concepts": sources.max_concepts}
-    return model, MIAProcessor(None, tokenizer, extraction=sources.extraction, **sizes)
+    return model, MIAProcessor(image_processor, tokenizer, extraction=sources.extraction, **sizes)
 
 
 def train_captioner(recipe: Recipe, output_dir: str | os.PathLike, *, resume: bool = False) -> dict[str, Any]:
@@ -241,10 +256,13 @@ def train_captioner(recipe: Recipe, output_dir: str | os.PathLike, *, resume: bo
     train_rows, eval_rows = load_split(recipe, train_split), load_split(recipe, eval_split)
     train_images = load_images(recipe, train_rows, train_split)
     eval_images = load_images(recipe, eval_rows, eval_split)
-    features = train_images.regions[train_rows["image_id"][0]].region_features
-    if features is None:
-        raise ValueError("The regions have no features; extract them again with a `--backbone`.")
-    model, processor = build_captioner(recipe, train_rows["captions"][:], features.shape[1])
+    feature_dim = None
+    if train_images.regions is not None:
+        features = train_images.regions[train_rows["image_id"][0]].region_features
+        if features is None:
+            raise ValueError("The regions have no features; extract them again with a `--backbone`.")
+        feature_dim = features.shape[1]
+    model, processor = build_captioner(recipe, train_rows["captions"][:], feature_dim)
     if model.config.uses_concepts and train_images.concepts is None:
         raise ValueError(
             "This captioner reads concepts, and section `regions` names no `concepts`; make them with `hf-grounding "

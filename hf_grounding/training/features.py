@@ -76,7 +76,7 @@ def _compute(model, processor, dataset, folder, settings, flip, bf16, batch_size
         starts = range(0, len(dataset), batch_size)
         for start in tqdm(starts, desc="features of mirrored images" if flip else "features of images", unit="batch"):
             rows = range(start, min(start + batch_size, len(dataset)))
-            photos = [_photo(dataset, row) for row in rows]
+            photos = [read_photo(dataset, row) for row in rows]
             photos = [ImageOps.mirror(photo) for photo in photos] if flip else photos
             pixels = processor.image_processor(photos, return_tensors="pt")["pixel_values"]
             pixels = pixels.to(device, memory_format=torch.channels_last)  # convolutions on a CPU are much faster so
@@ -85,7 +85,12 @@ def _compute(model, processor, dataset, folder, settings, flip, bf16, batch_size
             writer.write([level.float().movedim(1, -1).cpu().numpy() for level in maps])
 
 
-def _photo(dataset: Dataset, row: int) -> PIL.Image.Image:
+def read_photo(dataset: Dataset, row: int) -> PIL.Image.Image:
+    r"""The upright photo of a row.
+
+    Raises:
+        ValueError: If it cannot be read; names the image.
+    """
     try:
         return ImageOps.exif_transpose(dataset[row]["image"])
     except Exception as error:  # damaged files end in many kinds of errors: OSError, SyntaxError, struct.error, ...

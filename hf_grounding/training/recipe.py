@@ -34,7 +34,7 @@ class DatasetSettings:
 @strict
 @dataclass
 class BackboneSettings:
-    """The frozen visual network: a checkpoint (`path`), or a configuration (`config`) whose random weights are kept."""
+    """The visual network, frozen unless `model` says otherwise: a checkpoint (`path`), or a `config`, random weights."""
 
     levels: list[int]
     image_size: int
@@ -79,7 +79,10 @@ class EvaluationSettings:
 @strict
 @dataclass
 class RegionSettings:
-    """Regions and concepts of a captioner's images, extracted beforehand; those of scenes are simulated."""
+    """Regions and concepts of a captioner's images, extracted beforehand; those of scenes are simulated.
+
+    With a section `backbone` the captioner reads photos in place of regions, and only concepts are as said here.
+    """
 
     store: str | None = None  # folder of a region store, with features
     concepts: str | None = None  # an image_concepts.json
@@ -179,9 +182,15 @@ class Recipe:
         for name in _KINDS:
             if name not in ("dataset", *own) and getattr(recipe, name) != getattr(untouched, name):
                 raise ValueError(f"A {SYSTEM_NOUNS[system]} has no settings in section `{name}`; leave it out.")
-        if system == "concept_detector" and recipe.backbone and len(recipe.backbone.levels) != 1:
-            raise ValueError(f"A concept detector reads one level, got `backbone.levels` {recipe.backbone.levels}.")
+        if system != "multilevel_grounding" and recipe.backbone and len(recipe.backbone.levels) != 1:
+            noun = SYSTEM_NOUNS[system]
+            raise ValueError(f"A {noun} reads one level, got `backbone.levels` {recipe.backbone.levels}.")
         if recipe.regions is not None:
+            if recipe.backbone and (recipe.regions.store or recipe.regions.scene_detector):
+                raise ValueError(
+                    "A captioner with a `backbone` reads photos; leave out `regions.store` and "
+                    "`regions.scene_detector`."
+                )
             _check_regions(recipe.regions, recipe.dataset.name)
         return recipe
 
@@ -229,7 +238,7 @@ _KINDS: dict[str, type] = {
 _SECTIONS = {
     "multilevel_grounding": ("backbone", "text", "evaluation"),
     "concept_detector": ("backbone",),
-    "mia": ("regions", "captions"),
+    "mia": ("regions", "captions", "backbone"),
 }
 
 SYSTEM_NOUNS = {

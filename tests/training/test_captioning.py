@@ -1,5 +1,6 @@
 """Training of captioners: what it learns, resuming, several processes, schedules, and refusals before it begins."""
 
+import copy
 import json
 import logging
 import os
@@ -25,10 +26,10 @@ from hf_grounding.modeling.configuration_mia import MIAConfig
 from hf_grounding.modeling.modeling_mia import MIAForCaptioning
 from hf_grounding.processing.concepts import write_image_concepts
 from hf_grounding.processing.processing_mia import MIAProcessor
-from hf_grounding.processing.regions import Regions
+from hf_grounding.processing.regions import Regions, grid_boxes
 from hf_grounding.training import captioning
 from hf_grounding.training.caption_data import CaptioningCollator, CaptionsPerImage, ImageInputs, load_images
-from hf_grounding.training.caption_evaluation import score_captions, write_captions
+from hf_grounding.training.caption_evaluation import ground_captions, score_captions, write_captions
 from hf_grounding.training.captioning import CaptioningTrainer, CaptioningTrainingArguments, build_captioner
 from hf_grounding.training.common import load_split
 from hf_grounding.training.recipe import Recipe
@@ -294,6 +295,69 @@ def test_the_backbone_learns_from_its_epoch_and_stage_on_at_its_own_rate(tmp_pat
     parameters = dict(trainer.model.named_parameters())
     assert {each for *_, params in groups[2:] for each in params} == {parameters[name] for name in trained}
     assert sum(len(params) for *_, params in groups) == sum(each.requires_grad for each in parameters.values())
+
+
+@pytest.fixture(scope="module")
+def photo_recipe(tmp_path_factory) -> Path:
+    """A recipe whose captioner reads the photos themselves."""
+    values = copy.deepcopy(RECIPE)
+    values["dataset"]["options"] |= {"num_train": 12, "num_val": 4}
+    network = {"embedding_size": 4, "hidden_sizes": [4, 8], "depths": [1, 1], "layer_type": "basic"}
+    values["backbone"] = {"config": {"model_type": "resnet", **network}, "levels": [2], "image_size": 32}
+    values["model"] |= {"freeze_backbone": False, "backbone_trainable_from": 1}
+    values["training"] |= {"num_train_epochs": 2, "eval_steps": 2, "save_steps": 2, "backbone_learning_rate": 1e-3}
+    path = tmp_path_factory.mktemp("photos") / "config.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_a_recipe_with_a_backbone_trains_a_captioner_that_reads_photos(photo_recipe: Path):
+    folder = photo_recipe.parent / "run"
+    train(Recipe.load(photo_recipe), folder)
+    results = _results(folder)
+    assert results["num_images"] == 4
+    assert set(results["baselines"]) == {"one human caption"}  # there are no features to find similar photos by
+    assert (folder / "report.html").is_file()
+    assert evaluate(folder)["captions"] == results["captions"]
+    model, processor = MIAForCaptioning.from_pretrained(folder), MIAProcessor.from_pretrained(folder)
+    assert processor.image_processor.size == {"height": 32, "width": 32}
+    assert model.config.feature_dim == 8
+    recipe = Recipe.load(folder)
+    rows = load_split(recipe, "val")
+    (written,) = ground_captions(model, processor, load_images(recipe, rows, "val"), rows["image_id"][:1])
+    assert written.regions.boxes.tolist() == grid_boxes(4, 4, (64, 64)).tolist()
+
+
+def test_photos_are_upright_and_black_where_the_image_is_withheld(photo_recipe: Path):
+    recipe = Recipe.load(photo_recipe)
+    rows = load_split(recipe, "val")
+    shown = load_images(recipe, rows, "val").read(rows["image_id"][:2])
+    assert set(shown) == {"images", "concepts"}
+    assert [np.array(photo).tolist() for photo in shown["images"]] == [
+        np.array(rows[i]["image"].convert("RGB")).tolist() for i in range(2)
+    ]
+    recipe.images.withhold_image = True
+    withheld = load_images(recipe, rows, "val").read(rows["image_id"][:2])
+    assert withheld["concepts"] == [[], []]
+    assert all(photo.size == (64, 64) and not np.array(photo).any() for photo in withheld["images"])
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"backbone.levels": "[1, 2]"}, r"A captioner reads one level, got `backbone.levels` \[1, 2\]"),
+        ({"regions.scene_detector": "{miss_rate: 0.1}"}, "reads photos; leave out `regions.store` and `regions.scene_"),
+    ],
+)
+def test_sections_that_do_not_go_with_a_backbone_are_refused(photo_recipe: Path, changes: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        Recipe.load(photo_recipe, changes)
+
+
+def test_a_captioner_of_concepts_alone_has_no_use_for_a_backbone(photo_recipe: Path):
+    blind = {"model.decoder_type": "concept_attention", "mia_iterations": "0"}
+    with pytest.raises(ValueError, match="decoder 'concept_attention' reads concepts alone; leave `backbone` out"):
+        build_captioner(Recipe.load(photo_recipe, blind), [["a dog"]], None)
 
 
 def test_settings_of_a_backbone_are_refused_where_none_is_trained(tmp_path: Path):
