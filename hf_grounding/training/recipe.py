@@ -34,7 +34,7 @@ class DatasetSettings:
 @strict
 @dataclass
 class BackboneSettings:
-    """The visual network, frozen unless `model` says otherwise: a checkpoint (`path`), or a `config`, random weights."""
+    """The visual network, frozen unless `model` says otherwise: a checkpoint (`path`), or random weights (`config`)."""
 
     levels: list[int]
     image_size: int

@@ -143,8 +143,8 @@ def test_a_key_that_names_a_section_of_another_system_is_of_its_own_section():
         ("text.min_count", "3", "A captioner has no settings in section `text`; leave it out"),
         (
             "backbone",
-            "{levels: [1], image_size: 64}",
-            "A captioner has no settings in section `backbone`; leave it out",
+            "{levels: [1, 2], image_size: 64}",
+            "A captioner reads one level, got `backbone.levels` [1, 2]",
         ),
         ("box_rule", "any", "A captioner has no `box_rule`, which is of the section `evaluation`"),
         ("regions.store", "x", "Regions and concepts of scenes are simulated; leave `regions.store` out"),
