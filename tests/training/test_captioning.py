@@ -343,7 +343,7 @@ def test_photos_are_upright_and_black_where_the_image_is_withheld(photo_recipe: 
 
 
 def test_regions_do_not_go_with_a_backbone(photo_recipe: Path):
-    with pytest.raises(ValueError, match="reads photos; leave out `regions.store` and `regions.scene_detector`"):
+    with pytest.raises(ValueError, match=r"reads photos; leave out `regions.store` and `regions.scene_detector`"):
         Recipe.load(photo_recipe, {"regions.scene_detector": "{miss_rate: 0.1}"})
 
 
