@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import check_local_model, check_picture_name, print_json, print_table, save_picture, working
+from .common import check_local_model, check_picture_name, load_model, print_json, print_table, save_picture, working
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -53,21 +53,15 @@ def caption(
                 raise typer.BadParameter(f"{option} draws one photo, got {len(photos)}.")
     if detector is not None and grid is not None:
         raise typer.BadParameter("Give either --detector, for its regions, or --grid, for the cells of a grid.")
-    is_local = check_local_model(model)
+    check_local_model(model)
     with working():
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers import AutoModelForImageTextToText
 
         from ..pipelines import GroundedCaptioningPipeline
         from ..processing.photos import load_photo
 
         images = [load_photo(photo) for photo in photos]
-        try:
-            # Not by `transformers.pipeline`, whose error for a model that cannot be loaded holds whole tracebacks.
-            network = AutoModelForImageTextToText.from_pretrained(model)
-            processor = AutoProcessor.from_pretrained(model)
-        except Exception as error:  # whatever is missing from it or damaged
-            where = "" if is_local else ", which is no folder here,"
-            raise ValueError(f"Model '{model}'{where} cannot be loaded: {error}") from error
+        network, processor = load_model(model, AutoModelForImageTextToText, "mia")
         describe = GroundedCaptioningPipeline(
             network,
             processor=processor,

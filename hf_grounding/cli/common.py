@@ -150,6 +150,27 @@ def check_local_model(model: str) -> bool:
     return is_local
 
 
+def load_model(model: str, auto_class: Any, kind: str) -> tuple[Any, Any]:
+    r"""Network and processor of a folder or a name on the Hub.
+
+    Not by `transformers.pipeline`, whose error for a model that cannot be loaded holds whole tracebacks.
+
+    Raises:
+        ValueError: If it cannot be loaded, or is no model of this `kind`.
+    """
+    from transformers import AutoConfig, AutoProcessor
+
+    is_local = check_local_model(model)
+    try:
+        found = AutoConfig.from_pretrained(model).model_type
+        if found != kind:
+            raise ValueError(f"it is a {found}, no {kind}")
+        return auto_class.from_pretrained(model), AutoProcessor.from_pretrained(model)
+    except Exception as error:  # whatever is missing from it or damaged
+        where = "" if is_local else ", which is no folder here,"
+        raise ValueError(f"Model '{model}'{where} cannot be loaded: {error}") from error
+
+
 def check_picture_name(path: Path, option: str = "--draw") -> None:
     """Before the work, not after."""
     from PIL import Image

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .common import check_local_model, check_picture_name, print_json, save_picture, working
+from .common import check_local_model, check_picture_name, load_model, print_json, save_picture, working
 
 if TYPE_CHECKING:
     from ..processing.grounding import Grounding
@@ -30,22 +30,16 @@ def ground(
     """
     if draw is not None:
         check_picture_name(draw)
-    is_local = check_local_model(model)
+    check_local_model(model)
     with working():
-        from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
+        from transformers import AutoModelForZeroShotObjectDetection
 
         from ..pipelines import PhraseGroundingPipeline
         from ..processing.photos import load_photo
         from ..processing.words import unknown_words
 
         image = load_photo(photo)
-        try:
-            # Not by `transformers.pipeline`, whose error for a model that cannot be loaded holds whole tracebacks.
-            network = AutoModelForZeroShotObjectDetection.from_pretrained(model)
-            processor = AutoProcessor.from_pretrained(model)
-        except Exception as error:  # whatever is missing from it or damaged
-            where = "" if is_local else ", which is no folder here,"
-            raise ValueError(f"Model '{model}'{where} cannot be loaded: {error}") from error
+        network, processor = load_model(model, AutoModelForZeroShotObjectDetection, "multilevel_grounding")
         groundings = PhraseGroundingPipeline(network, processor=processor)(image, text, query_heatmap=query_heatmap)
         unknown = unknown_words(processor.tokenizer, [grounding.phrase for grounding in groundings])
         if unknown:

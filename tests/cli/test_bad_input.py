@@ -132,7 +132,7 @@ def test_wrong_arguments_exit_with_2(arguments, message, places):
         (model("{tmp}/cut_weights"), r"Model '.*cut_weights' cannot be loaded: .*incomplete"),
         (model("{tmp}/no_weights"), r"no file named model\.safetensors"),
         (model("{tmp}/no_processor"), r"Model '.*no_processor' cannot be loaded: .*processor"),
-        (model("{tmp}/other_model"), r"Model '.*other_model' cannot be loaded: .*BertConfig"),
+        (model("{tmp}/other_model"), r"Model '.*other_model' cannot be loaded: it is a bert, no multilevel_grounding"),
         ([*GROUND, "--draw", "{photo}/out.png"], r"photo\.png"),
         (["evaluate", "{tmp}/nothing"], r"No model folder '.*nothing'"),
         (["evaluate", "{tmp}/no_recipe"], r"no_recipe' has no recipe\.yaml.*name a recipe \(`--recipe`\)"),
