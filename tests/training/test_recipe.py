@@ -82,7 +82,8 @@ def test_the_rate_of_the_official_code_falls_from_the_21st_epoch_on():
 
 def test_what_the_readme_of_the_captioner_overrides_are_settings_of_it():
     readme = (recipes_dir() / "mia_up_down_flickr8k" / "README.md").read_text()
-    pairs = re.findall(r"--([a-z_.]+) ([^\s`]+)", readme[readme.index("train mia_up_down_flickr8k") :])
+    commands = readme[readme.index("train mia_up_down_flickr8k") : readme.index("## ")]
+    pairs = re.findall(r"--([a-z_.]+) ([^\s`]+)", commands)
     overrides = {key: value for key, value in pairs if key != "output_dir"}
     assert len(overrides) == 8
     recipe = Recipe.load("mia_up_down_flickr8k", overrides)
