@@ -1,6 +1,7 @@
 """`hf-grounding convert-features`: feature files people have, into a store of regions."""
 
 import json
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,11 +42,20 @@ def convert_features(
         if keep_going:
             options["on_error"] = failed
         given = {name: value for name, value in options.items() if value is not None}
-        reader = read_features(source, format_, **given)
-        settings = {"converted_from": format_, "source": source.name}
-        count = 0
+        reader = iter(read_features(source, format_, **given))
+        first = next(reader, None)
+        # Not the file's name: the parts of one set of features, such as train and val, may go into one store.
+        settings = {"converted_from": format_} | ({} if first is None else first.settings)
+        count, seen = 0, set()
         with RegionStoreWriter(out, settings, dtype, detector=detector or "") as writer:
-            for regions in tqdm(reader, desc="images", unit="image"):
+            for regions in tqdm(chain([] if first is None else [first], reader), desc="images", unit="image"):
+                if regions.image_id in seen:
+                    twice = ValueError(f"'{source}' has image '{regions.image_id}' more than once; keep one of them.")
+                    if not keep_going:
+                        raise twice
+                    failed.append(twice)
+                    continue
+                seen.add(regions.image_id)
                 regions.settings = settings
                 if not writer.done(regions.image_id):
                     writer.add(regions)

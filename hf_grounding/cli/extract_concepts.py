@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .common import check_local_model, working
-from .extract_features import batches, find_photos, read_photo
+from .extract_features import batches, check_some_were_read, find_photos, read_photo
 
 if TYPE_CHECKING:
     from ..processing.concepts import RankedConcept
@@ -57,6 +57,7 @@ def extract_concepts(
                     if loaded:
                         yield from zip(loaded, extractor(list(loaded.values()), top), strict=True)
                     progress.update(len(batch))
+            check_some_were_read(photos, failed)  # before an earlier file is replaced
 
         extractor.processor.write_image_concepts(out, ranked())
     typer.echo(f"{len(photos) - len(failed)} photos: {out}")

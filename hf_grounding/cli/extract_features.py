@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -98,6 +98,7 @@ def extract_features(
                     for regions in extractor(list(loaded.values()), list(loaded)) if loaded else ():
                         writer.add(regions)
                     progress.update(len(batch))
+            check_some_were_read(own, failed)
     if total > 1:
         try:
             merge_shards(out)
@@ -139,6 +140,12 @@ def find_photos(paths: list[Path]) -> dict[str, Path]:
                 raise ValueError(f"Photos '{photos[image_id]}' and '{file}' have one id, '{image_id}'; rename one.")
             photos[image_id] = file
     return photos
+
+
+def check_some_were_read(photos: Collection[Any], failed: list[str]) -> None:
+    """Raises a ValueError where no photo could be read, so that nothing is written."""
+    if photos and len(failed) == len(photos):
+        raise ValueError(f"None of the {len(photos)} photos could be read, so nothing is written. {failed[0]}")
 
 
 def read_photo(path: Path, failed: list[str] | None) -> Image.Image | None:

@@ -17,6 +17,7 @@ from .regions import Regions, grid_boxes, nms, scale_boxes, select_regions
 from .roi_align import roi_mean
 
 ROI_POINTS = 3  # a region's feature is the mean over 3 x 3 points of its box
+LONGEST_SIDE = 6  # times the shorter side of the backbone's pixels; more elongated photos become smaller
 SIDE_MULTIPLE = 32  # of the backbone's pixels: what strides divide, so that no cell lies partly outside the photo
 # Candidates that the rule of the bottom-up features chooses from, the most confident: it compares all with all.
 MAX_CANDIDATES = 300
@@ -192,8 +193,8 @@ class RegionExtractor:
             return candidates.features[rows]
         if self.backbone is None:
             return None
-        scale = self.shorter_side / min(photo.size) / SIDE_MULTIPLE
-        width, height = (SIDE_MULTIPLE * max(1, round(side * scale)) for side in photo.size)
+        scale = min(self.shorter_side / min(photo.size), LONGEST_SIDE * self.shorter_side / max(photo.size))
+        width, height = (SIDE_MULTIPLE * max(1, round(side * scale / SIDE_MULTIPLE)) for side in photo.size)
         feature_map = _last_map(self.backbone, self.image_processor, [photo], (width, height))
         steps = torch.tensor([feature_map.shape[3] / photo.width, feature_map.shape[2] / photo.height] * 2)
         where = [(torch.from_numpy(candidates.boxes[rows]) * steps).to(feature_map.device)]

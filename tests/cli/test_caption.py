@@ -110,7 +110,11 @@ def test_words_of_a_model_without_attention_to_regions_have_no_box(photo, source
             "A grid of 3 has 9 cells, more than the 6 reg",
         ),
         (["caption", "{photo}", "--model", "{model}s"], 1, "No model folder '.*'. Did you mean '.*captioner'?"),
-        (["caption", "{photo}", "--model", "{other}"], 1, "Model '.*' cannot be loaded: it is a concept_detector, no mia"),
+        (
+            ["caption", "{photo}", "--model", "{other}"],
+            1,
+            "Model '.*' cannot be loaded: it is a concept_detector, no mia",
+        ),
         (["caption", "{photo}s", "--model", "{model}"], 1, r"No photo '.*photo\.pngs'"),
         (
             ["caption", "{photo}", "--model", "{model}", "--detector", "{model}"],

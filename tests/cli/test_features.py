@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from transformers import ConvNextImageProcessorPil, ResNetConfig, ResNetModel
 
+from hf_grounding.data.feature_readers import read_features
 from hf_grounding.data.region_store import RegionStore
 from tests.common import REPO, tiny_detector
 
@@ -267,7 +268,35 @@ def test_old_feature_files_become_a_store(tmp_path):
     store = RegionStore(tmp_path / "store")
     assert store["2"].region_features.tolist() == [[2.0] * 8] * 2
     assert store["2"].image_size == (30, 40)
-    assert store.settings == {"converted_from": "bottom-up-tsv", "source": "a.tsv"}
+    assert store.settings["converted_from"] == "bottom-up-tsv"
+    assert store.settings.items() >= next(iter(read_features(tmp_path / "a.tsv", "bottom-up-tsv"))).settings.items()
+
+
+def test_files_of_one_set_go_into_one_store(tmp_path):
+    train, val = _tsv(tmp_path / "train.tsv", 3), _tsv(tmp_path / "val.tsv", 5)
+    for source in (train, val):
+        assert run("convert-features", source, "--from", "bottom-up-tsv", "--out", tmp_path / "store").code == 0
+    assert list(RegionStore(tmp_path / "store")) == list("01234")
+
+
+def test_an_image_that_is_twice_in_a_file_is_named(tmp_path):
+    twice = _tsv(tmp_path / "a.tsv", 2)
+    twice.write_text(twice.read_text() * 2)
+    arguments = ("convert-features", twice, "--from", "bottom-up-tsv", "--out", tmp_path / "store")
+    assert "has image '0' more than once; keep one of them" in run(*arguments).err
+    answer = run(*arguments, "--keep_going")
+    assert answer.code == 1
+    assert "Left out: '" in answer.err
+    assert list(RegionStore(tmp_path / "store")) == ["0", "1"]
+
+
+def test_a_run_that_could_read_nothing_writes_nothing(tmp_path, detector):
+    (tmp_path / "1.jpg").write_text("no photo")
+    options = ("--detector", detector, "--out", tmp_path / "s", "--keep_going")
+    answer = run("extract-features", tmp_path / "1.jpg", *options)
+    assert answer.code == 1
+    assert "None of the 1 photos could be read, so nothing is written" in answer.err
+    assert not list((tmp_path / "s").glob("*.safetensors"))
 
 
 def test_damaged_rows_are_named_and_left_out_if_wanted(tmp_path):

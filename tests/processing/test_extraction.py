@@ -193,6 +193,16 @@ def test_features_are_those_of_the_place_and_not_of_the_batch():
     assert np.abs(second.region_features - first.region_features).max() > 1e-4
 
 
+def test_an_elongated_photo_becomes_smaller_and_not_huge():
+    backbone, sizes = tiny_backbone(), []
+    backbone.register_forward_pre_hook(lambda _, args: sizes.append(tuple(args[0].shape[2:])))
+    found = Given([[0, 0, 300, 4]], [[0.9, 0]])
+    extractor = RegionExtractor(found, backbone=backbone, image_processor=ConvNextImageProcessorPil(), shorter_side=96)
+    (regions,) = extractor([Image.new("RGB", (600, 4))], ["a"])
+    assert sizes == [(32, 576)]  # six times the shorter side, and multiples of 32
+    assert np.isfinite(regions.region_features).all()
+
+
 def test_a_detector_of_transformers_gives_boxes_inside_the_photo_and_probabilities_without_background(yolos):
     photos = [PHOTO, Image.effect_noise((40, 90), 90).convert("RGB")]
     both = yolos(photos)
