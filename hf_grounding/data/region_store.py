@@ -340,10 +340,13 @@ class _Part:
 
     def __init__(self, path: Path):
         self.path = path
+        match = re.fullmatch(_NAME, path.name)
+        if match is None:
+            raise ValueError(
+                f"'{path.parent}' is no region store, or holds what is none of it: '{path.name}'. Give a folder of the "
+                "store's own."
+            )
         try:
-            match = re.fullmatch(_NAME, path.name)
-            if match is None:
-                raise ValueError("its name is none of ours")
             self.shard, self.number, self.checksum = (int(match[1]), int(match[2])), int(match[3]), match[4]
             with safe_open(path, "np") as file:  # it checks that the header covers the file
                 metadata = file.metadata()
@@ -443,9 +446,16 @@ def _find_columns(parts: list[_Part]) -> dict[str, tuple[str, tuple[int, ...]]]:
 def _difference(stored: dict[str, Any], given: dict[str, Any]) -> str:
     """The first setting that differs, in words; empty if none does."""
     pairs = [(name, stored.get(name), given.get(name)) for name in ("version", "detector", "dtype")]
-    old, new = stored["settings"], given["settings"]
-    pairs += [(f"settings[{name!r}]", old.get(name), new.get(name)) for name in sorted(old.keys() | new.keys())]
+    pairs += _leaves("settings", stored["settings"], given["settings"])
     return next((f"`{name}` is {a!r} in the store, {b!r} here" for name, a, b in pairs if a != b), "")
+
+
+def _leaves(name: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
+    """Pairs of values at the same place of two settings, by the name of the place."""
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return [(name, old, new)]
+    keys = sorted(old.keys() | new.keys())
+    return [leaf for key in keys for leaf in _leaves(f"{name}.{key}", old.get(key), new.get(key))]
 
 
 def _trusted_regions(**values: Any) -> Regions:
