@@ -25,6 +25,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from machine import product_rate
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.utils import logging
@@ -270,17 +271,6 @@ def compare_writing(sizes: dict[str, int], rates: dict[bool, float], rounds: int
             f"| {name} | {images:.1f} | {captions:.1f} | {row['peak_gib']:.2f} | {row['gflop']:.0f} | {share:.2f} |",
             flush=True,
         )
-
-
-def product_rate(dtype: torch.dtype) -> float:
-    """GFLOP/s of a large matrix product, the ceiling of all of this."""
-    a, b = torch.randn(4096, 1024, dtype=dtype), torch.randn(1024, 4096, dtype=dtype)
-    times = []
-    for _ in range(10):
-        started = time.perf_counter()
-        a @ b
-        times.append(time.perf_counter() - started)
-    return 2 * 4096 * 1024 * 4096 / min(times) / 1e9
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ import time
 
 import torch
 import torch.nn.functional as F
+from machine import product_rate
 
 from hf_grounding import MultiLevelGroundingConfig, MultiLevelGroundingModel
 from hf_grounding.modeling.modeling_multilevel import normalize
@@ -184,17 +185,6 @@ def ground_one_photo(rounds: int) -> None:
         times.append(1000 * (time.perf_counter() - started))
     median = statistics.median(times[1:])
     print(f"one photo of 500 x 375, three phrases, end to end: median {median:.0f} ms of {rounds}")
-
-
-def product_rate(dtype: torch.dtype) -> float:
-    """GFLOP/s of a large matrix product, the ceiling of all of this."""
-    a, b = torch.randn(4096, 1024, dtype=dtype), torch.randn(1024, 4096, dtype=dtype)
-    times = []
-    for _ in range(5):
-        started = time.perf_counter()
-        a @ b
-        times.append(time.perf_counter() - started)
-    return 2 * 4096 * 1024 * 4096 / min(times) / 1e9
 
 
 def main() -> None:

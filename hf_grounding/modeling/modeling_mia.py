@@ -436,7 +436,12 @@ class MIAForCaptioning(MIAPreTrainedModel, GenerationMixin):
         memory = encoder_outputs
         if memory is None:
             memory = self.get_encoder()(
-                region_features, region_mask, concept_ids, concept_mask, pixel_values, output_attentions
+                region_features=region_features,
+                region_mask=region_mask,
+                concept_ids=concept_ids,
+                concept_mask=concept_mask,
+                pixel_values=pixel_values,
+                output_attentions=output_attentions,
             )
         encoder_attentions = memory.attentions
         if image_index is not None:
@@ -520,24 +525,9 @@ class CaptionEncoder(nn.Module):
         super().__init__()
         self.model, self.decoder = model, decoder
 
-    def forward(
-        self,
-        region_features: torch.Tensor | None = None,
-        region_mask: torch.Tensor | None = None,
-        concept_ids: torch.Tensor | None = None,
-        concept_mask: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        output_attentions: bool | None = None,
-        **kwargs: Any,
-    ) -> ImageMemory:
-        image = self.model(
-            region_features=region_features,
-            region_mask=region_mask,
-            concept_ids=concept_ids,
-            concept_mask=concept_mask,
-            pixel_values=pixel_values,
-            output_attentions=output_attentions,
-        )
+    def forward(self, **kwargs: Any) -> ImageMemory:
+        """Takes what [`MIAModel`] takes."""
+        image = self.model(**kwargs)
         memory = self.decoder.memory(image)
         if image.attentions is not None:
             pairs = zip(image.attentions, image.textual_attentions, strict=True)
