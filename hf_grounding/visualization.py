@@ -138,8 +138,7 @@ def _region_name(regions: Regions, number: int) -> str:
     """Label and score of a region; its number if it has no label."""
     name = str(number)
     if regions.labels is not None:
-        labels, label = regions.settings.get("detector", {}).get("labels"), int(regions.labels[number])
-        name = labels[label] if labels else f"class {label}"
+        name = regions.class_name(number)
     return name if regions.scores is None else f"{name} {regions.scores[number]:.2f}"
 
 

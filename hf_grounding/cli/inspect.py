@@ -78,13 +78,11 @@ def describe(store: Any) -> dict[str, Any]:
 
 def region_rows(regions: Any) -> list[dict[str, Any]]:
     """A row for each region: label, score, box."""
-    labels = regions.settings.get("detector", {}).get("labels")
     rows = []
     for number, box in enumerate(regions.boxes.tolist()):
         row: dict[str, Any] = {"region": number}
         if regions.labels is not None:
-            label = int(regions.labels[number])
-            row["label"] = labels[label] if labels else label
+            row["label"] = regions.class_name(number)
         if regions.scores is not None:
             row["score"] = f"{regions.scores[number]:.3f}"
         rows.append(row | {"box": ", ".join(f"{side:.0f}" for side in box)})

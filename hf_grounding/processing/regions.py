@@ -84,6 +84,14 @@ class Regions:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return Regions(**values | {name: values[name][rows] for name in PER_REGION if values[name] is not None})
 
+    def class_name(self, row: int) -> str:
+        """Name of a region's class by the detector's labels in the settings, else its number, such as "class 7"."""
+        if self.labels is None:
+            raise self._error("`labels` are missing, so its regions have no class.")
+        detector, label = self.settings.get("detector"), int(self.labels[row])
+        names = detector.get("labels") if isinstance(detector, dict) else None
+        return str(names[label]) if isinstance(names, list | tuple) and label < len(names) else f"class {label}"
+
     def _error(self, what: str, row: int | None = None) -> ValueError:
         return ValueError(f"Image {self.image_id!r}{'' if row is None else f', region {row}'}: {what}")
 

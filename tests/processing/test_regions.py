@@ -518,3 +518,22 @@ def test_truncation_keeps_the_best():
 def test_padding_says_what_is_wrong(records, max_regions, message):
     with pytest.raises(ValueError, match="^" + re.escape(message)):
         pad_regions(records, max_regions)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"detector": {"labels": ["cat", "dog"]}}, "dog"),
+        ({"detector": {"labels": ["cat"]}}, "class 1"),  # fewer names than classes
+        ({"detector": "yolox"}, "class 1"),
+        ({}, "class 1"),
+    ],
+)
+def test_a_class_has_the_detectors_name_or_its_number(settings, name):
+    regions = Regions("a", (10, 10), [[0, 0, 5, 5]], labels=[1], settings=settings)
+    assert regions.class_name(0) == name
+
+
+def test_regions_without_labels_have_no_class():
+    with pytest.raises(ValueError, match="Image 'a': `labels` are missing"):
+        Regions("a", (10, 10), [[0, 0, 5, 5]]).class_name(0)
