@@ -185,7 +185,8 @@ class RegionStoreWriter:
 
     Args:
         folder (`str` or `os.PathLike`): Made if need be. What is in it must be of the same settings.
-        settings (`dict`): What the regions are made with, ready for JSON; every image that is read has it.
+        settings (`dict`): What the regions are made with, ready for JSON; every image that is read has it. A part of it
+            with "weights", the hash of a network's, is compared by them and not by its "name", which may be a path.
         detector (`str`): Its name.
         dtype (`str`): "float16" or "float32", of `region_features`. `class_probs` are stored as float16 always.
         shard (`tuple[int, int]`): (i, n): this process writes shard i of n, counted from 0.
@@ -445,16 +446,32 @@ def _find_columns(parts: list[_Part]) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 def _difference(stored: dict[str, Any], given: dict[str, Any]) -> str:
     """The first setting that differs, in words; empty if none does."""
-    pairs = [(name, stored.get(name), given.get(name)) for name in ("version", "detector", "dtype")]
-    pairs += _leaves("settings", stored["settings"], given["settings"])
-    return next((f"`{name}` is {a!r} in the store, {b!r} here" for name, a, b in pairs if a != b), "")
+    old, new = stored["settings"], given["settings"]
+    by_weights = _have_weights(old.get("detector"), new.get("detector"))
+    names = [name for name in ("version", "detector", "dtype") if name != "detector" or not by_weights]
+    pairs = [(name, stored.get(name), given.get(name)) for name in names] + _leaves("settings", old, new)
+    return next((f"`{name}` is {a!r} in the store, {b!r} here{_why(name, a, b)}" for name, a, b in pairs if a != b), "")
+
+
+def _why(name: str, old: Any, new: Any) -> str:
+    """What a difference of weights means: the numbers tell people nothing."""
+    if not name.endswith(".weights"):
+        return ""
+    if old and new:
+        return ": other weights, whatever the network is called"
+    return ": one of the two does not say which weights it is of, as stores of earlier versions"
+
+
+def _have_weights(old: Any, new: Any) -> bool:
+    """Whether both describe a network by its weights, so that its name, which may be a path, says nothing more."""
+    return all(isinstance(settings, dict) and "weights" in settings for settings in (old, new))
 
 
 def _leaves(name: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
     """Pairs of values at the same place of two settings, by the name of the place."""
     if not isinstance(old, dict) or not isinstance(new, dict):
         return [(name, old, new)]
-    keys = sorted(old.keys() | new.keys())
+    keys = sorted((old.keys() | new.keys()) - ({"name"} if _have_weights(old, new) else set()))
     return [leaf for key in keys for leaf in _leaves(f"{name}.{key}", old.get(key), new.get(key))]
 
 

@@ -6,6 +6,8 @@ file of YOLOX, which needs the extra `[onnx]`.
 
 from __future__ import annotations
 
+import glob
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -38,7 +40,7 @@ class Candidates:
 
 
 class Detector(Protocol):
-    """A detector: its name, its classes, what it depends on, and the call."""
+    """A detector: its name, its classes, what it depends on (as `weights` their hash), and the call."""
 
     name: str
     labels: list[str]
@@ -69,7 +71,11 @@ class TransformersDetector:
         self.activation = activation or ("softmax" if family in SOFTMAX_MODELS else "sigmoid")
         self.name = model.config.name_or_path or family
         self.labels = [model.config.id2label[number] for number in range(len(model.config.id2label))]
-        self.settings = {"activation": self.activation, "processor": json.loads(image_processor.to_json_string())}
+        self.settings = {
+            "activation": self.activation,
+            "processor": json.loads(image_processor.to_json_string()),
+            "weights": hash_weights(model),
+        }
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike, **kwargs: Any) -> TransformersDetector:
@@ -147,7 +153,7 @@ class YoloxDetector:
                 f"{self.input_size} gives (batch, {len(self._cells)}, {5 + len(self.labels)}); are the labels right?"
             )
         self.name = Path(path).stem
-        self.settings = {"input_size": self.input_size, "fill": self.FILL}
+        self.settings = {"input_size": self.input_size, "fill": self.FILL, "weights": _hash_onnx(Path(path))}
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike, **kwargs: Any) -> YoloxDetector:
@@ -180,6 +186,24 @@ def load_detector(source: str, device: Any = "cpu") -> Detector:
     detector = TransformersDetector.from_pretrained(source)
     detector.model.to(device)
     return detector
+
+
+def hash_weights(network: torch.nn.Module) -> str:
+    """SHA-256 of the names, types, shapes and values of a network's weights: what it is, wherever its files lie."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        # As bytes, because numpy knows no bfloat16; flat, because a number alone has no dimension to be split.
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _hash_onnx(path: Path) -> str:
+    """SHA-256 of an ONNX file and of the `.onnx.data` or `.onnx_data` beside it, where exporters put large weights."""
+    digest = hashlib.sha256()
+    for part in (path, *sorted(path.parent.glob(f"{glob.escape(path.name)}?data"))):
+        digest.update(part.read_bytes())
+    return digest.hexdigest()
 
 
 def _grid(input_size: int, strides: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -6,13 +6,14 @@ import difflib
 import inspect
 import json
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 
-from .detectors import Candidates, Detector, load_detector
+from .detectors import Candidates, Detector, hash_weights, load_detector
 from .regions import Regions, grid_boxes, nms, scale_boxes, select_regions
 from .roi_align import roi_mean
 
@@ -100,9 +101,9 @@ class RegionExtractor:
         }
         self.shorter_side = shorter_side
 
-    @property
+    @cached_property
     def settings(self) -> dict[str, Any]:
-        """All that the regions depend on, ready for JSON."""
+        """All that the regions depend on, ready for JSON; with the weights' hashes as they are when first read."""
         settings: dict[str, Any] = {
             "detector": {"name": self.detector.name, "labels": self.detector.labels, **self.detector.settings},
             "choice": self.choice,
@@ -225,9 +226,9 @@ class GridExtractor:
         self.backbone: Any = backbone.eval()
         self.image_processor = image_processor
 
-    @property
+    @cached_property
     def settings(self) -> dict[str, Any]:
-        """All that the regions depend on, ready for JSON."""
+        """All that the regions depend on, ready for JSON; with the weights' hashes as they are when first read."""
         backbone = {**_settings(self.backbone, self.image_processor), "image_size": self.image_size}
         return {"grid": self.grid, "backbone": backbone}
 
@@ -328,7 +329,11 @@ def _check_counts(**counts: int) -> None:
 
 def _settings(backbone: Any, image_processor: Any) -> dict[str, Any]:
     config = backbone.config
-    return {"name": config.name_or_path or config.model_type, "processor": json.loads(image_processor.to_json_string())}
+    return {
+        "name": config.name_or_path or config.model_type,
+        "weights": hash_weights(backbone),
+        "processor": json.loads(image_processor.to_json_string()),
+    }
 
 
 @torch.no_grad()

@@ -3,6 +3,8 @@
 import base64
 import json
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import ConvNextImageProcessorPil, ResNetConfig, ResNetModel
+from transformers import ConvNextImageProcessorPil, ResNetConfig, ResNetModel, YolosForObjectDetection
 
 from hf_grounding.data.feature_readers import read_features
 from hf_grounding.data.region_store import RegionStore
@@ -188,6 +190,25 @@ def test_run_again_it_does_only_what_is_new(photos, detector, tmp_path):
     other = extract(photos, detector, tmp_path / "store", "--num_regions", 2)
     assert other.code == 1
     assert "has other settings" in other.err
+
+
+def test_it_goes_on_with_the_same_weights_wherever_they_lie_and_refuses_others(photos, detector, backbone, tmp_path):
+    moved = {}
+    for name, folder in (("detector", detector), ("backbone", backbone)):
+        moved[name] = shutil.copytree(folder, tmp_path / "moved" / name)
+    extract(photos / "0.png", detector, tmp_path / "store", "--backbone", backbone)
+    answer = extract(photos, moved["detector"], tmp_path / "store", "--backbone", moved["backbone"])
+    assert answer.code == 0, answer.err
+    assert "4 photos, 5 in all" in answer.out
+    for name, kind in (("detector", YolosForObjectDetection), ("backbone", ResNetModel)):
+        network = kind.from_pretrained(moved[name])
+        next(network.parameters()).data += 1
+        network.save_pretrained(moved[name])
+        answer = extract(photos, moved["detector"], tmp_path / "store", "--backbone", moved["backbone"])
+        assert answer.code == 1
+        assert re.search(rf"`settings\.{name}\.weights` is '\w+' in the store, '\w+' here: other weights", answer.err)
+        shutil.copytree(detector, moved["detector"], dirs_exist_ok=True)
+    assert len(RegionStore(tmp_path / "store")) == 5
 
 
 def test_shards_are_joined_by_the_last(photos, detector, tmp_path):

@@ -294,6 +294,29 @@ def test_a_store_goes_on_with_its_own_settings_only(tmp_path: Path, arguments: d
     assert _contents(tmp_path / "store") == before
 
 
+def test_a_network_is_known_by_its_weights_and_not_by_its_path(tmp_path: Path):
+    _write_of(tmp_path / "store", 1, "abc", "here/detr")
+    _write_of(tmp_path / "store", 2, "abc", "there/detr")
+    assert RegionStore(tmp_path / "store").image_ids == ["image1", "image2"]
+    with pytest.raises(
+        ValueError, match=r"`settings.detector.weights` is 'abc' in the store, 'def' here: other weight"
+    ):
+        _write_of(tmp_path / "store", 3, "def", "here/detr")
+
+
+def test_a_store_that_does_not_say_its_weights_is_read_but_does_not_go_on(tmp_path: Path):
+    _write_of(tmp_path / "store", 1, None, "here/detr")
+    assert RegionStore(tmp_path / "store")["image1"].detector == "here/detr"
+    with pytest.raises(ValueError, match=r"`settings.detector.weights` is None .* one of the two does not say which"):
+        _write_of(tmp_path / "store", 2, "abc", "here/detr")
+
+
+def _write_of(folder: Path, number: int, weights: str | None, path: str) -> None:
+    settings = {"detector": {"name": path} | ({} if weights is None else {"weights": weights})}
+    with RegionStoreWriter(folder, settings, detector=path) as writer:
+        writer.add(_regions(number, detector=path, settings=settings))
+
+
 def test_images_that_do_not_fit_are_named(tmp_path: Path):
     nameless = _regions(2)
     nameless.image_id = ""

@@ -27,7 +27,14 @@ from transformers import (
     YolosImageProcessorPil,
 )
 
-from hf_grounding.processing.detectors import Candidates, TransformersDetector, YoloxDetector, _grid
+from hf_grounding.processing.detectors import (
+    Candidates,
+    TransformersDetector,
+    YoloxDetector,
+    _grid,
+    _hash_onnx,
+    hash_weights,
+)
 from hf_grounding.processing.extraction import GridExtractor, RegionExtractor, load_extractor
 from hf_grounding.processing.photos import load_photo
 from hf_grounding.processing.regions import select_regions
@@ -362,6 +369,28 @@ def test_cells_of_the_grid_go_row_by_row_and_level_by_level():
     assert cells[:5].tolist() == [[0, 0], [1, 0], [2, 0], [3, 0], [0, 1]]
     assert cells[16:].tolist() == [[0, 0], [1, 0], [0, 1], [1, 1]]
     assert strides[:, 0].tolist() == [8] * 16 + [16] * 4
+
+
+def test_weights_have_one_hash_whatever_way_they_came_and_others_another(yolos, tmp_path):
+    tiny_detector(tmp_path)
+    loaded = TransformersDetector.from_pretrained(tmp_path)
+    assert loaded.settings["weights"] == yolos.settings["weights"] == hash_weights(yolos.model)
+    seen = [yolos.settings["weights"], hash_weights(loaded.model.bfloat16())]
+    backbone = tiny_backbone()  # its counts of batches are numbers without dimension
+    for tensor in backbone.state_dict().values():
+        seen.append(hash_weights(backbone))
+        tensor.flatten()[:1] += 1
+    assert len(set(seen)) == len(seen)
+
+
+def test_an_onnx_network_is_known_by_its_file_and_the_weights_beside_it(tmp_path):
+    hashes = []
+    for name, content in (("net.onnx", b"a"), ("net.onnx", b"b"), ("net.onnx.data", b"a"), ("net.onnx_data", b"b")):
+        (tmp_path / name).write_bytes(content)
+        hashes.append(_hash_onnx(tmp_path / "net.onnx"))
+    (tmp_path / "net.onnx.txt").write_bytes(b"notes")
+    assert _hash_onnx(tmp_path / "net.onnx") == hashes[-1]
+    assert len(set(hashes)) == 4
 
 
 def test_files_that_are_no_yolox_are_refused(tmp_path):
