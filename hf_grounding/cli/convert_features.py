@@ -22,7 +22,7 @@ def convert_features(
     detector: Annotated[str | None, typer.Option(help="Name of the detector, kept with the regions.")] = None,
     dtype: Annotated[str, typer.Option(help="Of the features: float16 or float32.")] = "float16",
     keep_going: Annotated[
-        bool, typer.Option("--keep_going", help="Leave out images that are damaged, and list them at the end.")
+        bool, typer.Option("--keep_going", help="Leave out images that cannot be used, and list them at the end.")
     ] = False,
 ) -> None:
     """Convert region features into a store, one image at a time.
@@ -34,6 +34,7 @@ def convert_features(
 
         from ..data.feature_readers import read_features
         from ..data.region_store import RegionStoreWriter
+        from ..processing.regions import ImageError
 
         failed: list[Exception] = []
         options: dict[str, Any] = {"index": index, "detector": detector}
@@ -57,9 +58,15 @@ def convert_features(
                     continue
                 seen.add(regions.image_id)
                 regions.settings = settings
-                if not writer.done(regions.image_id):
+                if writer.done(regions.image_id):
+                    continue
+                try:
                     writer.add(regions)
                     count += 1
+                except ImageError as too_large:
+                    if not keep_going:
+                        raise
+                    failed.append(too_large)
     typer.echo(f"{count} images: {out}")
     for error in failed:
         typer.echo(f"Left out: {one_line(error)}", err=True)

@@ -15,6 +15,10 @@ from .common import one_line, working
 if TYPE_CHECKING:
     from PIL import Image
 
+    from ..data.region_store import RegionStoreWriter
+    from ..processing.extraction import GridExtractor, RegionExtractor
+    from ..processing.regions import ImageError, Regions
+
 Item = TypeVar("Item")
 
 
@@ -49,7 +53,7 @@ def extract_features(
     dtype: Annotated[str, typer.Option(help="Of the features: float16 or float32.")] = "float16",
     shard: Annotated[str, typer.Option(help="i/n: only every n-th photo, from the i-th on, into shard i.")] = "0/1",
     keep_going: Annotated[
-        bool, typer.Option("--keep_going", help="Leave out photos that cannot be read, and list them at the end.")
+        bool, typer.Option("--keep_going", help="Leave out photos that cannot be used, and list them at the end.")
     ] = False,
     batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Photos at a time.")] = 8,
     images_per_part: Annotated[
@@ -84,19 +88,17 @@ def extract_features(
         )
         name = extractor.detector.name if isinstance(extractor, RegionExtractor) else ""
         failed: list[str] = []
+        left_out = failed if keep_going else None
         with RegionStoreWriter(
             out, extractor.settings, dtype, (number, total), detector=name, images_per_part=images_per_part
         ) as writer:
             own = [image_id for image_id in sorted(photos)[number::total] if not writer.done(image_id)]
             with tqdm(total=len(own), desc="regions", unit="photo") as progress:
                 for batch in batches(own, batch_size):
-                    loaded = {}
-                    for image_id in batch:
-                        photo = read_photo(photos[image_id], failed if keep_going else None)
-                        if photo is not None:
-                            loaded[image_id] = photo
-                    for regions in extractor(list(loaded.values()), list(loaded)) if loaded else ():
-                        writer.add(regions)
+                    read = {image_id: read_photo(photos[image_id], left_out) for image_id in batch}
+                    loaded = {image_id: photo for image_id, photo in read.items() if photo is not None}
+                    for image_id, regions in regions_of(extractor, loaded).items():
+                        add_regions(writer, regions, photos[image_id], left_out)
                     progress.update(len(batch))
             check_some_were_read(own, failed)
     if total > 1:
@@ -142,10 +144,40 @@ def find_photos(paths: list[Path]) -> dict[str, Path]:
     return photos
 
 
+def regions_of(
+    extractor: RegionExtractor | GridExtractor, photos: dict[str, Image.Image]
+) -> dict[str, Regions | ImageError]:
+    """Regions of each photo, or why it has none: a batch that fails goes again, photo by photo."""
+    from ..processing.regions import ImageError
+
+    try:
+        return dict(zip(photos, extractor(list(photos.values()), list(photos)), strict=True)) if photos else {}
+    except ImageError as error:
+        if len(photos) == 1:
+            return dict.fromkeys(photos, error)
+        found = [regions_of(extractor, {image_id: photo}) for image_id, photo in photos.items()]
+        return {image_id: regions for one in found for image_id, regions in one.items()}
+
+
+def add_regions(writer: RegionStoreWriter, regions: Regions | ImageError, path: Path, failed: list[str] | None) -> None:
+    """Stores a photo's regions; if it has none, or the store cannot hold them, an error, or the reason in `failed`."""
+    from ..processing.regions import ImageError
+
+    try:
+        if isinstance(regions, ImageError):
+            raise regions
+        writer.add(regions)
+    except ImageError as error:
+        reason = f"Photo '{path}': {one_line(error)}"
+        if failed is None:
+            raise ImageError(reason) from error
+        failed.append(reason)
+
+
 def check_some_were_read(photos: Collection[Any], failed: list[str]) -> None:
-    """Raises a ValueError where no photo could be read, so that nothing is written."""
+    """Raises a ValueError where no photo could be used, so that nothing is written."""
     if photos and len(failed) == len(photos):
-        raise ValueError(f"None of the {len(photos)} photos could be read, so nothing is written. {failed[0]}")
+        raise ValueError(f"None of the {len(photos)} photos could be used, so nothing is written. {failed[0]}")
 
 
 def read_photo(path: Path, failed: list[str] | None) -> Image.Image | None:

@@ -35,7 +35,7 @@ import pyarrow as pa
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from ..processing.regions import PER_REGION, Regions
+from ..processing.regions import PER_REGION, ImageError, Regions
 
 __all__ = ["RegionStore", "RegionStoreWriter", "merge_shards"]
 
@@ -240,8 +240,8 @@ class RegionStoreWriter:
         r"""Adds one image; it may be without regions.
 
         Raises:
-            ValueError: If the image was added before, has other columns or settings than the store, or a number that
-                the store's type cannot hold.
+            ImageError: If it has a number that the store's type cannot hold.
+            ValueError: If the image was added before, or has other columns or settings than the store.
         """
         image_id, where = regions.image_id, f"Image {regions.image_id!r}"
         if not isinstance(image_id, str) or not image_id:
@@ -260,7 +260,11 @@ class RegionStoreWriter:
                 if len(arrays[name]) != len(regions):
                     raise ValueError(f"{where} has {len(regions)} boxes, but {len(arrays[name])} rows of `{name}`.")
                 if not np.isfinite(arrays[name]).all():
-                    raise ValueError(f"{where}: `{name}` has numbers that are not finite or too large for {dtype}.")
+                    is_choice = name == "region_features" and dtype == "float16"
+                    advice = " A store of float32 holds larger ones (`--dtype float32`)." if is_choice else ""
+                    raise ImageError(
+                        f"{where}: `{name}` has numbers that are not finite or too large for {dtype}.{advice}"
+                    )
         if arrays:
             columns = {name: (str(array.dtype), array.shape[1:]) for name, array in arrays.items()}
             self._columns = self._columns or columns

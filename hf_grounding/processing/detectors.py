@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .regions import ImageError
+
 # Families whose last class is "no object" and whose classes compete; the others score each class on its own.
 SOFTMAX_MODELS = ("detr", "table-transformer", "yolos")
 
@@ -62,6 +64,8 @@ class TransformersDetector:
         image_processor: Its image processor.
         activation (`str`, *optional*): "softmax" with the last class as background, or "sigmoid". Default: what the
             model family uses.
+
+    Calling it raises an [`ImageError`] for a photo that the image processor does not take.
     """
 
     def __init__(self, model: Any, image_processor: Any, *, activation: Literal["softmax", "sigmoid"] | None = None):
@@ -86,7 +90,7 @@ class TransformersDetector:
         )
 
     def __call__(self, photos: Sequence[Image.Image]) -> list[Candidates]:
-        prepared = [self.image_processor(photo, return_tensors="pt") for photo in photos]
+        prepared = [self._prepare(photo) for photo in photos]
         by_size: dict[torch.Size, list[int]] = {}
         for row, inputs in enumerate(prepared):
             by_size.setdefault(inputs["pixel_values"].shape, []).append(row)
@@ -95,6 +99,15 @@ class TransformersDetector:
             inputs = {name: torch.cat([prepared[row][name] for row in rows]) for name in prepared[rows[0]]}
             found.update(zip(rows, self._detect(inputs, [photos[row] for row in rows]), strict=True))
         return [found[row] for row in range(len(photos))]
+
+    def _prepare(self, photo: Image.Image) -> Any:
+        try:
+            return self.image_processor(photo, return_tensors="pt")
+        except Exception as error:  # processors differ in what they say when a side becomes 0
+            raise ImageError(
+                f"A photo of {photo.width} x {photo.height} pixels cannot be prepared for detector '{self.name}'; it "
+                f"may be too elongated: {error}"
+            ) from error
 
     @torch.no_grad()
     def _detect(self, inputs: dict[str, torch.Tensor], photos: Sequence[Image.Image]) -> list[Candidates]:

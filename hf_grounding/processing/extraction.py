@@ -132,6 +132,7 @@ class RegionExtractor:
                 in their pixels.
 
         Raises:
+            ImageError: If the detector does not take a photo, or gives numbers that no `Regions` may have.
             ValueError: If features of the detector are wanted and it gives none.
         """
         sizes = [(photo.height, photo.width) for photo in photos] if image_sizes is None else image_sizes

@@ -19,6 +19,10 @@ TOLERANCE = 1e-3  # how far probabilities may leave [0, 1]: one step of float16 
 LOCATION_ORDERS = {"xxyys": [0, 2, 1, 3], "xyxys": [0, 1, 2, 3]}  # places of a box's numbers in a location vector
 
 
+class ImageError(ValueError):
+    """Something is wrong with one image; all others of the run may be right."""
+
+
 @dataclass(eq=False)
 class Regions:
     r"""Detected regions of one image, best first.
@@ -39,7 +43,7 @@ class Regions:
         settings (`dict`): What the regions were made with, ready for JSON.
 
     Raises:
-        ValueError: If arrays are of wrong shapes or differ in their number of regions, a box is not finite xyxy, a
+        ImageError: If arrays are of wrong shapes or differ in their number of regions, a box is not finite xyxy, a
             value is not finite, a probability or score is not in [0, 1], a label is no class, or the image size is not
             positive; names the image and the row.
     """
@@ -92,8 +96,8 @@ class Regions:
         names = detector.get("labels") if isinstance(detector, dict) else None
         return str(names[label]) if isinstance(names, list | tuple) and label < len(names) else f"class {label}"
 
-    def _error(self, what: str, row: int | None = None) -> ValueError:
-        return ValueError(f"Image {self.image_id!r}{'' if row is None else f', region {row}'}: {what}")
+    def _error(self, what: str, row: int | None = None) -> ImageError:
+        return ImageError(f"Image {self.image_id!r}{'' if row is None else f', region {row}'}: {what}")
 
     def _read(self, name: str, shape: tuple[int | None, ...], kinds: str) -> np.ndarray:
         """The field as array of this shape, with one row for each box, and of one of these kinds of numbers."""

@@ -15,7 +15,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import ConvNextImageProcessorPil, ResNetConfig, ResNetModel, YolosForObjectDetection
+from transformers import (
+    ConvNextImageProcessorPil,
+    ResNetConfig,
+    ResNetModel,
+    YolosForObjectDetection,
+    YolosImageProcessorPil,
+)
 
 from hf_grounding.data.feature_readers import read_features
 from hf_grounding.data.region_store import RegionStore
@@ -232,6 +238,41 @@ def test_a_broken_photo_stops_or_is_left_out_and_named(photos, detector, tmp_pat
     assert len(RegionStore(tmp_path / "b")) == 4
 
 
+def test_a_photo_whose_features_float16_cannot_hold_is_left_out_or_stored_as_float32(backbone, tmp_path):
+    photos, loud = tmp_path / "photos", shutil.copytree(backbone, tmp_path / "loud")
+    network = ResNetModel.from_pretrained(loud)
+    network.embedder.embedder.normalization.weight.data *= 1e6
+    network.save_pretrained(loud)
+    photos.mkdir()
+    for name, gray in (("dark", 127), ("light", 255), ("middle", 128)):  # 127.5 is 0 after the processor
+        Image.new("L", (40, 40), gray).save(photos / f"{name}.png")
+    arguments = ("extract-features", photos, "--grid", 2, "--backbone", loud, "--out")
+    stopped = run(*arguments, tmp_path / "a")
+    assert stopped.code == 1
+    assert "light.png': Image 'light': `region_features` has numbers" in stopped.err
+    assert "too large for float16. A store of float32 holds larger ones (`--dtype float32`)" in stopped.err
+    answer = run(*arguments, tmp_path / "b", "--keep_going")
+    assert answer.code == 1
+    assert "2 photos, 3 in all" in answer.out
+    assert "Left out: Photo '" in answer.err
+    assert list(RegionStore(tmp_path / "b")) == ["dark", "middle"]
+    assert run(*arguments, tmp_path / "c", "--dtype", "float32").code == 0
+    assert RegionStore(tmp_path / "c")["light"].region_features.max() > 65504
+
+
+def test_a_photo_too_elongated_for_the_detector_is_named_and_left_out(photos, detector, tmp_path):
+    keeps_aspect = shutil.copytree(detector, tmp_path / "keeps_aspect")
+    YolosImageProcessorPil(size={"shortest_edge": 32, "longest_edge": 200}).save_pretrained(keeps_aspect)
+    Image.new("RGB", (2000, 1)).save(photos / "00.png")
+    stopped = extract(photos, keeps_aspect, tmp_path / "a")
+    assert stopped.code == 1
+    assert "00.png': A photo of 2000 x 1 pixels cannot be prepared for detector '" in stopped.err
+    answer = extract(photos, keeps_aspect, tmp_path / "b", "--keep_going")
+    assert answer.code == 1
+    assert "Left out: Photo '" in answer.err
+    assert list(RegionStore(tmp_path / "b")) == ["0", "1", "2", "3", "4"]
+
+
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
@@ -268,11 +309,11 @@ def test_what_is_not_there_is_named(photos, detector, tmp_path):
     assert "--draw needs --image" in run("inspect", tmp_path / "nothing", "--draw", "x.png").err
 
 
-def _tsv(path, num_rows, damage=None):
+def _tsv(path, num_rows, damage=None, factor=1):
     rows = []
     for number in range(num_rows):
         boxes = np.array([[0, 0, 10, 10], [5, 5, 20, 20]], dtype=np.float32)
-        features = np.full((2, 8), number, dtype=np.float32)
+        features = np.full((2, 8), factor * number, dtype=np.float32)
         encoded = [base64.b64encode(array.tobytes()).decode() for array in (boxes, features)]
         rows.append("\t".join([str(number), "40", "30", "2", *encoded]))
     if damage is not None:
@@ -316,8 +357,21 @@ def test_a_run_that_could_read_nothing_writes_nothing(tmp_path, detector):
     options = ("--detector", detector, "--out", tmp_path / "s", "--keep_going")
     answer = run("extract-features", tmp_path / "1.jpg", *options)
     assert answer.code == 1
-    assert "None of the 1 photos could be read, so nothing is written" in answer.err
+    assert "None of the 1 photos could be used, so nothing is written" in answer.err
     assert not list((tmp_path / "s").glob("*.safetensors"))
+
+
+def test_an_image_whose_features_float16_cannot_hold_is_left_out_or_stored_as_float32(tmp_path):
+    source = _tsv(tmp_path / "a.tsv", 3, factor=5e4)
+    arguments = ("convert-features", source, "--from", "bottom-up-tsv", "--out")
+    assert "Image '2': `region_features` has numbers" in run(*arguments, tmp_path / "x").err
+    answer = run(*arguments, tmp_path / "y", "--keep_going")
+    assert answer.code == 1
+    assert "2 images" in answer.out
+    assert "Left out: Image '2'" in answer.err
+    assert "`--dtype float32`" in answer.err
+    assert list(RegionStore(tmp_path / "y")) == ["0", "1"]
+    assert run(*arguments, tmp_path / "z", "--dtype", "float32").code == 0
 
 
 def test_damaged_rows_are_named_and_left_out_if_wanted(tmp_path):

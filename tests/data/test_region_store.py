@@ -327,7 +327,7 @@ def test_images_that_do_not_fit_are_named(tmp_path: Path):
             (_regions(2, detector="other"), "Image 'image2' was made with other settings .*`detector` is 'toy'"),
             (
                 _regions(2, region_features=np.full((2, 8), 7e4)),
-                "'image2': `region_features` has numbers .* for float16",
+                r"'image2': `region_features` has numbers .* for float16\. .*\(`--dtype float32`\)",
             ),
             (nameless, "Image ids must be text"),
         ):
