@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import check_local_model, check_picture_name, load_model, print_json, print_table, save_picture, working
+from .common import (
+    check_local_model,
+    check_picture_name,
+    found_network,
+    load_model,
+    print_json,
+    print_table,
+    save_picture,
+    working,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -65,10 +74,10 @@ def caption(
         describe = GroundedCaptioningPipeline(
             network,
             processor=processor,
-            detector=detector,
-            backbone=backbone,
+            detector=found_network(detector, "detector"),
+            backbone=found_network(backbone, "backbone"),
             grid=grid,
-            concept_detector=concept_detector,
+            concept_detector=found_network(concept_detector, "model"),
         )
         search: dict[str, Any] = {} if num_beams is None else {"num_beams": num_beams}
     for photo, image in zip(photos, images, strict=True):

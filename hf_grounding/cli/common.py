@@ -17,11 +17,22 @@ from typing import TYPE_CHECKING, Any
 import typer
 from tqdm import tqdm
 
+from ..processing.paths import below_data_root
+
 if TYPE_CHECKING:
     from PIL import Image
 
     from ..visualization import Table
 
+# Of each kind of model: what its folder holds one of, and where such folders come from.
+FOLDERS = {
+    "model": (("config.json",), "Make one: `hf-grounding train`."),
+    "backbone": (("config.json",), "Give the folder of a transformers vision model, or its name on the Hub."),
+    "detector": (
+        ("config.json", "*.onnx"),
+        "Give the folder of an object detector of transformers or of an ONNX YOLOX, or a name on the Hub.",
+    ),
+}
 DEBUG = "HF_GROUNDING_DEBUG"  # set to see the traceback of an error
 
 
@@ -126,28 +137,44 @@ def print_table(table: "Table") -> None:
     console.print()
 
 
-def model_folder(path: Path) -> Path:
-    r"""`path`, if it holds a model.
+def model_folder(path: Path, kind: str = "model") -> Path:
+    r"""`path`, if it holds a model of this kind of [`FOLDERS`].
 
     Raises:
         FileNotFoundError: Says the nearest folder beside it, or what is missing.
     """
+    files, advice = FOLDERS[kind]
     if not path.is_dir():
         beside = [each.name for each in path.parent.iterdir() if each.is_dir()] if path.parent.is_dir() else []
         nearest = difflib.get_close_matches(path.name, beside, n=1)
-        hint = f"Did you mean '{path.parent / nearest[0]}'?" if nearest else "Make one: `hf-grounding train`."
-        raise FileNotFoundError(f"No model folder '{path}'. {hint}")
-    if not (path / "config.json").is_file():
-        raise FileNotFoundError(f"'{path}' holds no model: there is no config.json in it. Did its training end?")
+        hint = f"Did you mean '{path.parent / nearest[0]}'?" if nearest else advice
+        raise FileNotFoundError(f"No {kind} folder '{path}'. {hint}")
+    if not any(file.is_file() for pattern in files for file in path.glob(pattern)):
+        missing = " and no ".join(files)
+        advice = "Did its training end?" if kind == "model" else advice
+        raise FileNotFoundError(f"'{path}' holds no {kind}: there is no {missing} in it. {advice}")
     return path
 
 
-def check_local_model(model: str) -> bool:
-    """Whether `model` is a folder, which must hold a model, and not a name on the Hub."""
+def check_local_model(model: str, kind: str = "model") -> bool:
+    """Whether `model` is a folder, which must hold one of this kind, and not a name on the Hub."""
     is_local = Path(model).parent.is_dir() or model.count("/") != 1 or model.startswith((".", "/", "~"))
     if is_local:
-        model_folder(Path(model))
+        model_folder(Path(model), kind)
     return is_local
+
+
+def found_network(name: str | None, kind: str) -> str | None:
+    r"""A network of an option: its folder, here or below the data root, or its name on the Hub; None if not given.
+
+    Raises:
+        FileNotFoundError: If it is a folder and there is none, or no such network is in it.
+    """
+    if name is None:
+        return None
+    path = below_data_root(name)
+    check_local_model(path, kind)
+    return path
 
 
 def load_model(model: str, auto_class: Any, kind: str) -> tuple[Any, Any]:

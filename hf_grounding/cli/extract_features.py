@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
-from .common import one_line, working
+from .common import found_network, one_line, working
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -73,15 +73,14 @@ def extract_features(
 
         from ..data.region_store import RegionStoreWriter, merge_shards
         from ..processing.extraction import RegionExtractor, load_extractor
-        from ..processing.paths import below_data_root
         from ..training.common import keep_freed_memory
 
         keep_freed_memory()
         photos = find_photos(images)
         choice: dict[str, Any] = {"num_regions": num_regions, "selection": selection, "threshold": threshold}
         extractor = load_extractor(
-            detector=None if detector is None else below_data_root(detector),
-            backbone=None if backbone is None else below_data_root(backbone),
+            detector=found_network(detector, "detector"),
+            backbone=found_network(backbone, "backbone"),
             grid=grid,
             device=PartialState().device,
             **(choice | {"detector_features": detector_features} if grid is None else {}),

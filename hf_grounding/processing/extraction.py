@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Literal
@@ -310,7 +311,8 @@ def _loaded(kind: str, source: Any, load: Callable[[Any, Any], Any], device: Any
     try:
         return load(source, device)
     except Exception as error:  # whatever is missing from it or damaged
-        raise ValueError(f"The {kind} '{source}' cannot be loaded: {error}") from error
+        where = "" if os.path.exists(source) else " (it is no folder here, so it must be a name on the Hub)"
+        raise ValueError(f"The {kind} '{source}' cannot be loaded{where}: {error}") from error
 
 
 def _load_backbone(source: str, device: Any) -> dict[str, Any]:

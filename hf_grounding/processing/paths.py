@@ -23,11 +23,16 @@ def data_root() -> Path:
 
 
 def below_data_root(path: str) -> str:
-    """A path as it is if it exists, else below the data root, else unchanged (a name on the Hub)."""
+    """A path as it is if it exists, else below the data root, else unchanged (a name on the Hub).
+
+    One that is nowhere, but whose folder is below the data root alone, is misspelt: it is said as a path there.
+    """
     if os.path.exists(path) or os.path.isabs(path):
         return path
     try:
         below = data_root() / path
     except FileNotFoundError:
         return path
-    return str(below) if below.exists() else path
+    folder = os.path.dirname(path)
+    is_meant = below.exists() or (folder and not os.path.isdir(folder) and below.parent.is_dir())
+    return str(below) if is_meant else path

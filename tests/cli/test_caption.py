@@ -124,7 +124,13 @@ def test_words_of_a_model_without_attention_to_regions_have_no_box(photo, source
         (
             ["caption", "{photo}", "--model", "{model}", "--backbone", "./no"],
             1,
-            r"The backbone '\./no' cannot be loaded",
+            r"No backbone folder 'no'\. Give the folder of a transformers vision model",
+        ),
+        (["caption", "{photo}", "--model", "{model}", "--detector", "{model}s"], 1, "No detector folder '.*'. Did you"),
+        (
+            ["caption", "{photo}", "--model", "{model}", "--concept_detector", "{other}s"],
+            1,
+            "No model folder '.*'. Did",
         ),
         (["caption", "{photo}", "--model", "{model}", "--concept_detector", "{model}"], 1, "is a mia, no concept_det"),
     ],

@@ -274,6 +274,46 @@ def test_a_photo_too_elongated_for_the_detector_is_named_and_left_out(photos, de
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--detector", "{root}/weights/detectr"],
+            r"No detector folder '.*detectr'. Did you mean '.*weights/detector'\?",
+        ),
+        (["--detector", "weights/detectr"], r"No detector folder '.*detectr'. Did you mean '.*weights/detector'\?"),
+        (
+            ["--detector", "weights/detector", "--backbone", "weights/x"],
+            "No backbone folder '.*x'. Give the folder of a t",
+        ),
+        (
+            ["--detector", "weights/empty"],
+            r"empty' holds no detector: there is no config.json and no \*.onnx in it. Give",
+        ),
+        (
+            ["--grid", 2, "--backbone", "weights/empty"],
+            "empty' holds no backbone: there is no config.json in it. Give the",
+        ),
+        (["--detector", "weights/yolox"], r"yolox' must hold one \.onnx file and labels\.txt"),
+        (
+            ["--detector", "none/such"],
+            r"detector 'none/such' cannot be loaded \(it is no folder here, so it must be a nam",
+        ),
+    ],
+)
+def test_networks_that_are_not_there_are_named(photos, detector, tmp_path, monkeypatch, options, message):
+    monkeypatch.setenv("HF_GROUNDING_DATA", str(tmp_path))
+    shutil.copytree(detector, tmp_path / "weights" / "detector")
+    (tmp_path / "weights" / "empty").mkdir()
+    (tmp_path / "weights" / "yolox").mkdir()
+    (tmp_path / "weights" / "yolox" / "net.onnx").touch()
+    options = [str(option).format(root=tmp_path) for option in options]
+    answer = run("extract-features", photos, *options, "--out", tmp_path / "store")
+    assert answer.code == 1
+    assert re.search(message, answer.err), answer.err
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
     ("options", "code", "message"),
     [
         (["--shard", "2/2"], 2, "--shard must be i/n with i from 0 to n - 1, such as 0/4; got '2/2'"),

@@ -3,6 +3,7 @@
 import pytest
 
 from hf_grounding.data import GROUNDING_FEATURES, data_root, list_datasets, load_grounding_dataset
+from hf_grounding.processing.paths import below_data_root
 
 
 def test_every_listed_data_set_has_one_line():
@@ -46,6 +47,18 @@ def test_splits_can_be_sliced_and_added(tmp_path):
     dataset = load_grounding_dataset("scenes", split="train[:2]+val", cache_dir=tmp_path, **sizes)
     assert [row["image_id"].split("-")[2] for row in dataset] == ["train", "train", "val", "val"]
     assert dataset.features == GROUNDING_FEATURES
+
+
+def test_a_path_is_sought_here_then_below_the_data_root_and_a_name_of_the_hub_stays(monkeypatch, tmp_path):
+    here, root = tmp_path / "here", tmp_path / "root"
+    for folder in (here / "both" / "mine", root / "both" / "theirs", root / "there"):
+        folder.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HF_GROUNDING_DATA", str(root))
+    for path in ("both/mine", "both/misspelt", "org/name", "name", "./name"):
+        assert below_data_root(path) == path
+    for path in ("both/theirs", "there", "there/misspelt"):
+        assert below_data_root(path) == str(root / path)
 
 
 def test_the_environment_names_the_data_folder(monkeypatch, tmp_path):
