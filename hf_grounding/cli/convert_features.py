@@ -15,10 +15,22 @@ def convert_features(
     format_: Annotated[str, typer.Option("--from", help="bottom-up-tsv, cocobu, npz, regions-npz or vqa-hdf5.")],
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder of the store; run again, it goes on.")],
     image_sizes: Annotated[
-        Path | None,
-        typer.Option("--image_sizes", dir_okay=False, help="JSON {image id: [height, width]}, where files lack them."),
+        str | None,
+        typer.Option(
+            "--image_sizes",
+            help="JSON file {image id: [height, width]}, where files lack them; or boxes: the least that holds them.",
+        ),
     ] = None,
     index: Annotated[Path | None, typer.Option(dir_okay=False, help="Of vqa-hdf5: the pickle image id -> row.")] = None,
+    box_dir: Annotated[
+        Path | None, typer.Option("--box_dir", file_okay=False, help="Of cocobu: folder of the boxes.")
+    ] = None,
+    background_column: Annotated[
+        str | None,
+        typer.Option(
+            "--background_column", help="Of npz: column of `cls_prob` that is no object, or none; default: 0."
+        ),
+    ] = None,
     detector: Annotated[str | None, typer.Option(help="Name of the detector, kept with the regions.")] = None,
     dtype: Annotated[str, typer.Option(help="Of the features: float16 or float32.")] = "float16",
     keep_going: Annotated[
@@ -37,14 +49,17 @@ def convert_features(
         from ..processing.regions import ImageError
 
         failed: list[Exception] = []
-        options: dict[str, Any] = {"index": index, "detector": detector}
+        options: dict[str, Any] = {"index": index, "detector": detector, "box_dir": box_dir}
+        options = {name: value for name, value in options.items() if value is not None}
         if image_sizes is not None:
-            options["image_sizes"] = read_image_sizes(image_sizes)
+            options["image_sizes"] = "boxes" if image_sizes == "boxes" else read_image_sizes(Path(image_sizes))
+        if background_column is not None:
+            options["background_column"] = _parse_column(background_column)
         if keep_going:
             options["on_error"] = failed
-        given = {name: value for name, value in options.items() if value is not None}
-        reader = iter(read_features(source, format_, **given))
+        reader = iter(read_features(source, format_, **options))
         first = next(reader, None)
+        _check_some_are_left(first is not None, failed)
         # Not the file's name: the parts of one set of features, such as train and val, may go into one store.
         settings = {"converted_from": format_} | ({} if first is None else first.settings)
         count, seen = 0, set()
@@ -67,11 +82,25 @@ def convert_features(
                     if not keep_going:
                         raise
                     failed.append(too_large)
+            _check_some_are_left(any(map(writer.done, seen)), failed)
     typer.echo(f"{count} images: {out}")
     for error in failed:
         typer.echo(f"Left out: {one_line(error)}", err=True)
     if failed:
         raise typer.Exit(1)
+
+
+def _check_some_are_left(some: bool, failed: list[Exception]) -> None:
+    if failed and not some:
+        raise ValueError(f"None of the images could be used, so nothing is written. {one_line(failed[0])}")
+
+
+def _parse_column(text: str) -> int | None:
+    if text.lower() == "none":
+        return None
+    if not text.isdecimal():
+        raise typer.BadParameter(f"--background_column must be a column, counted from 0, or none; got {text!r}.")
+    return int(text)
 
 
 def read_image_sizes(path: Path) -> dict[str, tuple[int, int]]:

@@ -184,7 +184,8 @@ class RegionStoreWriter:
     again. After the last shard [`merge_shards`] writes the index; a store of one shard has it at once.
 
     Args:
-        folder (`str` or `os.PathLike`): Made if need be. What is in it must be of the same settings.
+        folder (`str` or `os.PathLike`): Made if need be, and removed again by an error before anything is in it. What
+            is in it must be of the same settings.
         settings (`dict`): What the regions are made with, ready for JSON; every image that is read has it. A part of it
             with "weights", the hash of a network's, is compared by them and not by its "name", which may be a path.
         detector (`str`): Its name.
@@ -215,7 +216,8 @@ class RegionStoreWriter:
         settings = json.loads(json.dumps(settings))  # as it will be read
         self.header = {"version": _VERSION, "detector": detector, "settings": settings, "dtype": dtype}
         self._dtypes = _DTYPES | {"region_features": dtype}
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._is_new = not self.folder.exists()
+        self.folder.mkdir(parents=True, exist_ok=True)  # now, so that no work is lost where it cannot be made
         self._stem = f"regions-{shard[0]:05d}-of-{shard[1]:05d}"
         for path in self.folder.glob(f".{self._stem}-*.tmp"):  # of a run that was killed
             path.unlink(missing_ok=True)
@@ -297,6 +299,7 @@ class RegionStoreWriter:
             tensors, {"store": json.dumps(self.header), "image_ids": image_ids, "is_last": json.dumps(is_last)}
         )
         name = f"{self._stem}-{self._number:05d}-{zlib.crc32(content):08x}.safetensors"
+        self.folder.mkdir(parents=True, exist_ok=True)  # another shard may have failed and removed it
         (self.folder / "index.json").unlink(missing_ok=True)  # it does not know this part
         _write_whole(self.folder / name, content)
         self._names.add(name)
@@ -313,6 +316,9 @@ class RegionStoreWriter:
         if kind is not None:
             with suppress(OSError):  # what was added is whole, so it is kept where that is possible
                 self.flush()
+            if self._is_new:
+                with suppress(OSError):  # a folder that holds anything stays
+                    self.folder.rmdir()
             return
         self.flush(is_last=True)
         if self.shard == (0, 1):

@@ -26,6 +26,7 @@ from transformers import (
 from hf_grounding.data.feature_readers import read_features
 from hf_grounding.data.region_store import RegionStore
 from tests.common import REPO, tiny_detector
+from tests.data.feature_files import write_cocobu, write_npz_folder
 
 from .conftest import run
 
@@ -349,9 +350,9 @@ def test_what_is_not_there_is_named(photos, detector, tmp_path):
     assert "--draw needs --image" in run("inspect", tmp_path / "nothing", "--draw", "x.png").err
 
 
-def _tsv(path, num_rows, damage=None, factor=1):
+def _tsv(path, num_rows, damage=None, first=0, factor=1):
     rows = []
-    for number in range(num_rows):
+    for number in range(first, first + num_rows):
         boxes = np.array([[0, 0, 10, 10], [5, 5, 20, 20]], dtype=np.float32)
         features = np.full((2, 8), factor * number, dtype=np.float32)
         encoded = [base64.b64encode(array.tobytes()).decode() for array in (boxes, features)]
@@ -398,7 +399,7 @@ def test_a_run_that_could_read_nothing_writes_nothing(tmp_path, detector):
     answer = run("extract-features", tmp_path / "1.jpg", *options)
     assert answer.code == 1
     assert "None of the 1 photos could be used, so nothing is written" in answer.err
-    assert not list((tmp_path / "s").glob("*.safetensors"))
+    assert not (tmp_path / "s").exists()
 
 
 def test_an_image_whose_features_float16_cannot_hold_is_left_out_or_stored_as_float32(tmp_path):
@@ -412,6 +413,40 @@ def test_an_image_whose_features_float16_cannot_hold_is_left_out_or_stored_as_fl
     assert "`--dtype float32`" in answer.err
     assert list(RegionStore(tmp_path / "y")) == ["0", "1"]
     assert run(*arguments, tmp_path / "z", "--dtype", "float32").code == 0
+
+
+def test_what_files_lack_may_be_given_as_their_messages_say(tmp_path):
+    folder = write_cocobu(tmp_path / "cocobu")
+    (folder / "x_att").rename(folder / "features")
+    arguments = ["convert-features", folder / "features", "--from", "cocobu", "--out", tmp_path / "a"]
+    assert "give the folder of boxes as `box_dir` (`--box_dir`)" in run(*arguments).err
+    arguments += ["--box_dir", folder / "x_box"]
+    assert 'give `image_sizes` (`--image_sizes`: a JSON file), or "boxes" there to guess them' in run(*arguments).err
+    assert not (tmp_path / "a").exists()
+    answer = run(*arguments, "--image_sizes", "boxes")
+    assert answer.code == 0, answer.err
+    assert RegionStore(tmp_path / "a").settings["image_size_from"] == "boxes"
+    one = {"cls_prob": np.ones((3, 1)), "boxes": np.array([[0, 0, 9, 9]] * 3), "features": np.ones((3, 4))}
+    npz = write_npz_folder(tmp_path / "npz", **one)
+    arguments = ["convert-features", npz, "--from", "npz", "--out", tmp_path / "b"]
+    assert "`background_column=None` (`--background_column none`)" in run(*arguments).err
+    answer = run(*arguments, "--background_column", "none")
+    assert answer.code == 0, answer.err
+    assert RegionStore(tmp_path / "b").settings["background_column"] is None
+    wrong = run(*arguments, "--background_column", "first")
+    assert wrong.code == 2
+    assert "--background_column must be a column, counted from 0, or none; got 'first'" in wrong.err
+
+
+def test_a_conversion_that_could_use_nothing_leaves_no_folder(tmp_path):
+    damaged, huge = _tsv(tmp_path / "a.tsv", 1, damage=0), _tsv(tmp_path / "b.tsv", 2, first=1, factor=1e6)
+    for source in (damaged, huge):
+        arguments = ("convert-features", source, "--from", "bottom-up-tsv", "--out", tmp_path / "store")
+        assert run(*arguments).code == 1
+        answer = run(*arguments, "--keep_going")
+        assert answer.code == 1
+        assert "None of the images could be used, so nothing is written. " in answer.err
+        assert not (tmp_path / "store").exists()
 
 
 def test_damaged_rows_are_named_and_left_out_if_wanted(tmp_path):

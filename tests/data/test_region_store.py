@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -339,6 +340,25 @@ def test_images_that_do_not_fit_are_named(tmp_path: Path):
         RegionStoreWriter(tmp_path / "store", SETTINGS, shard=(2, 2))
     with pytest.raises(ValueError, match="got 'int8'"):
         RegionStoreWriter(tmp_path / "store", SETTINGS, dtype="int8")
+
+
+def _begin_beside_one_that_fails(folder: Path) -> RegionStoreWriter:
+    with suppress(RuntimeError), RegionStoreWriter(folder, SETTINGS, detector="toy", shard=(0, 2)):
+        assert folder.exists()  # made at once
+        other = RegionStoreWriter(folder, SETTINGS, detector="toy", shard=(1, 2))
+        raise RuntimeError
+    return other
+
+
+def test_an_error_before_anything_is_written_leaves_no_folder_that_was_not_there(tmp_path: Path):
+    other = _begin_beside_one_that_fails(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    with other:
+        other.add(_regions(1))
+    assert RegionStore(tmp_path / "new").image_ids == ["image1"]
+    (tmp_path / "old").mkdir()
+    _begin_beside_one_that_fails(tmp_path / "old")
+    assert (tmp_path / "old").exists()
 
 
 def test_an_unknown_image_is_answered_with_the_nearest(tmp_path: Path):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ...processing.regions import Regions
 from .common import (
+    SIZES,
     Fault,
     Faults,
     ImageSizes,
@@ -56,7 +57,7 @@ def read_cocobu(
     if box_dir is None:
         if not att_dir.name.endswith("_att"):
             raise FileNotFoundError(
-                f"'{att_dir}' is not called '<name>_att', so give the folder of boxes as `box_dir`."
+                f"'{att_dir}' is not called '<name>_att', so give the folder of boxes as `box_dir` (`--box_dir`)."
             )
         box_dir = att_dir.with_name(att_dir.name.removesuffix("_att") + "_box")
     box_dir = existing_folder(box_dir, "boxes `<id>.npy` of cocobu features")
@@ -92,7 +93,7 @@ def _regions(
             boxes = read_npy(Path(place.file))
             if boxes.shape[:1] == (0,):
                 raise Fault("there are no boxes")
-            size = given_size(image_sizes, image_id, boxes, 'give `image_sizes`, or "boxes" to guess from the boxes')
+            size = given_size(image_sizes, image_id, boxes, f"give {SIZES}")
             regions = builder.build(image_id, size, boxes, features)
         if regions is not None:
             yield regions

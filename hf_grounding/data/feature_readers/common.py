@@ -55,6 +55,9 @@ OnError = Callable[[FeatureFileError], object] | list[FeatureFileError] | None
 ImageSizes = Mapping[Any, tuple[int, int]] | str | None
 
 
+SIZES = '`image_sizes` (`--image_sizes`: a JSON file), or "boxes" there to guess them from the boxes'  # what to give
+
+
 class Fault(ValueError):
     """A reason without its place; [`Faults.at`] adds that."""
 
@@ -274,7 +277,8 @@ class RegionBuilder:
             if not 0 <= self.background_column < probs.shape[1] or probs.shape[1] < 2:
                 raise Fault(
                     f"class probabilities have {probs.shape[1]} columns, with the background in column "
-                    f"{self.background_column}; give `background_column=None` if they have no background"
+                    f"{self.background_column}; give `background_column=None` (`--background_column none`) if they "
+                    "have no background"
                 )
             objects = probs.copy()
             objects[:, self.background_column] = -1

@@ -19,6 +19,7 @@ from ...processing.regions import Regions
 from .cocobu import first_of
 from .common import (
     MAX_REGIONS,
+    SIZES,
     Fault,
     Faults,
     ImageSizes,
@@ -85,7 +86,7 @@ def _folder_regions(folder: Path, image_sizes: ImageSizes, builder: RegionBuilde
                 if "image_w" in file or "image_h" in file:
                     size = _side(file, "image_h"), _side(file, "image_w")
                 else:
-                    advice = "there is no `image_w` and `image_h`, so give `image_sizes`"
+                    advice = f"there is no `image_w` and `image_h`, so give {SIZES}"
                     size = given_size(image_sizes, image_id, boxes, advice)
             regions = builder.build(image_id, size, boxes, features, probs)
         if regions is not None:

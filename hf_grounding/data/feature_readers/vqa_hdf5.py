@@ -18,6 +18,7 @@ import numpy as np
 from ...processing.regions import Regions
 from .common import (
     MAX_ARRAY_BYTES,
+    SIZES,
     Fault,
     Faults,
     ImageSizes,
@@ -64,7 +65,7 @@ def read_vqa_hdf5(
     check_image_sizes(image_sizes)
     path = existing_file(path, "an HDF5 file of bottom-up features")
     index = path.with_name(f"{path.stem}_imgid2idx.pkl") if index is None else index
-    index = existing_file(index, f"the index of '{path}', a pickle of image id -> row; give it as `index`")
+    index = existing_file(index, f"the index of '{path}', a pickle of image id -> row; give it as `index` (`--index`)")
     _h5py()
     builder = RegionBuilder(detector, {"format": "vqa-hdf5"}, feature_dim)
     return _regions(path, index, image_sizes, builder, Faults(path, on_error))
@@ -104,7 +105,7 @@ def _regions(
                 if not np.count_nonzero(boxes):
                     raise Fault("all boxes are 0, as in a row that was never written")
                 if spatial is None:
-                    size = given_size(image_sizes, image_id, boxes, "no `spatial_features`, so give `image_sizes`")
+                    size = given_size(image_sizes, image_id, boxes, f"no `spatial_features`, so give {SIZES}")
                 else:
                     size = _size(boxes, spatial)
                 regions = builder.build(image_id, size, boxes, features)
@@ -207,7 +208,7 @@ def _side(pixels: np.ndarray, parts: np.ndarray, name: str) -> int:
     best = int(np.nan_to_num(pixels, nan=-1.0, posinf=-1.0).argmax())
     far, part = float(pixels[best]), float(parts[best])
     if not (far > 0 and part > 0):
-        raise Fault(f"`spatial_features` give no image size {name}; give `image_sizes`")
+        raise Fault(f"`spatial_features` give no image size {name}; give {SIZES}")
     side = far / part
     if not math.isfinite(side) or abs(side - round(side)) > 0.05:
         raise Fault(f"`spatial_features` do not belong to the boxes: they give an image size {name} of {side:g}")
