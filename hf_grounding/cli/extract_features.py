@@ -113,7 +113,7 @@ def extract_features(
 
 
 def find_photos(paths: list[Path]) -> dict[str, Path]:
-    r"""Photos by id, of files and of the folders' files.
+    r"""Photos by id, of files and of the folders' files that are not hidden; one that is there twice counts once.
 
     The id is the name without its ending; of a name that COCO gave (`COCO_val2014_000000000042.jpg` or
     `000000000042.jpg`) it is the number, "42", as in COCO's annotations and in the feature files made of its photos.
@@ -124,20 +124,26 @@ def find_photos(paths: list[Path]) -> dict[str, Path]:
     """
     from PIL import Image
 
-    endings = set(Image.registered_extensions())
+    # Those of images alone: PIL also writes PDF, and knows HDF5 by sight.
+    endings = {
+        ending
+        for ending, kind in Image.registered_extensions().items()
+        if kind in Image.OPEN and Image.MIME.get(kind, "").startswith("image/")
+    }
     photos: dict[str, Path] = {}
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"No photo or folder '{path}'.")
         files = [path]
         if path.is_dir():
-            files = sorted(file for file in path.iterdir() if file.suffix.lower() in endings and file.is_file())
+            visible = (file for file in path.iterdir() if not file.name.startswith("."))  # `._42.jpg` is of macOS
+            files = sorted(file for file in visible if file.suffix.lower() in endings and file.is_file())
             if not files:
                 raise FileNotFoundError(f"Folder '{path}' has no photos in it.")
         for file in files:
             coco = re.fullmatch(r"(?:COCO_\w+_)?(\d{12})", file.stem)
             image_id = str(int(coco[1])) if coco else file.stem
-            if image_id in photos:
+            if image_id in photos and not file.samefile(photos[image_id]):
                 raise ValueError(f"Photos '{photos[image_id]}' and '{file}' have one id, '{image_id}'; rename one.")
             photos[image_id] = file
     return photos

@@ -19,6 +19,8 @@ def inspect(
     """Show what a store of regions holds, and the regions of one image."""
     if draw is not None and (image is None or photo is None):
         raise typer.BadParameter("--draw needs --image, whose regions, and --photo, on which.")
+    if photo is not None and draw is None:
+        raise typer.BadParameter("--photo is what --draw draws on; give --draw too, or leave it out.")
     if draw is not None:
         check_picture_name(draw)
     with working():

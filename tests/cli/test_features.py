@@ -339,6 +339,18 @@ def test_photos_named_by_coco_have_its_numbers_as_ids(photos, detector, tmp_path
     assert set(RegionStore(tmp_path / "store").image_ids) == {"42", "7", "02", "3", "4"}
 
 
+def test_a_folder_gives_its_photos_alone_and_each_once(photos, detector, tmp_path):
+    for name in ("._0.png", ".hidden.jpg", "paper.pdf", "features.h5", "film.mpg"):
+        (photos / name).write_bytes(b"no photo")
+    (tmp_path / "link").symlink_to(photos)
+    answer = run(
+        *("extract-features", photos / "1.png", photos, tmp_path / "link" / "2.png"),
+        *("--detector", detector, "--out", tmp_path / "store"),
+    )
+    assert answer.code == 0, answer.err
+    assert list(RegionStore(tmp_path / "store")) == ["0", "1", "2", "3", "4"]
+
+
 def test_what_is_not_there_is_named(photos, detector, tmp_path):
     assert "No photo or folder" in extract(tmp_path / "nothing", detector, tmp_path / "store").err
     empty = tmp_path / "empty"
@@ -348,6 +360,9 @@ def test_what_is_not_there_is_named(photos, detector, tmp_path):
     assert "have one id, '1'" in extract(photos, detector, tmp_path / "store").err
     assert run("inspect", tmp_path / "nothing").code == 1
     assert "--draw needs --image" in run("inspect", tmp_path / "nothing", "--draw", "x.png").err
+    undrawn = run("inspect", tmp_path / "nothing", "--image", "1", "--photo", "x.png")
+    assert undrawn.code == 2
+    assert "--photo is what --draw draws on; give --draw too, or leave it out" in undrawn.err
 
 
 def _tsv(path, num_rows, damage=None, first=0, factor=1):

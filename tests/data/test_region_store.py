@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -295,29 +294,6 @@ def test_a_store_goes_on_with_its_own_settings_only(tmp_path: Path, arguments: d
     assert _contents(tmp_path / "store") == before
 
 
-def test_a_network_is_known_by_its_weights_and_not_by_its_path(tmp_path: Path):
-    _write_of(tmp_path / "store", 1, "abc", "here/detr")
-    _write_of(tmp_path / "store", 2, "abc", "there/detr")
-    assert RegionStore(tmp_path / "store").image_ids == ["image1", "image2"]
-    with pytest.raises(
-        ValueError, match=r"`settings.detector.weights` is 'abc' in the store, 'def' here: other weight"
-    ):
-        _write_of(tmp_path / "store", 3, "def", "here/detr")
-
-
-def test_a_store_that_does_not_say_its_weights_is_read_but_does_not_go_on(tmp_path: Path):
-    _write_of(tmp_path / "store", 1, None, "here/detr")
-    assert RegionStore(tmp_path / "store")["image1"].detector == "here/detr"
-    with pytest.raises(ValueError, match=r"`settings.detector.weights` is None .* one of the two does not say which"):
-        _write_of(tmp_path / "store", 2, "abc", "here/detr")
-
-
-def _write_of(folder: Path, number: int, weights: str | None, path: str) -> None:
-    settings = {"detector": {"name": path} | ({} if weights is None else {"weights": weights})}
-    with RegionStoreWriter(folder, settings, detector=path) as writer:
-        writer.add(_regions(number, detector=path, settings=settings))
-
-
 def test_images_that_do_not_fit_are_named(tmp_path: Path):
     nameless = _regions(2)
     nameless.image_id = ""
@@ -340,25 +316,6 @@ def test_images_that_do_not_fit_are_named(tmp_path: Path):
         RegionStoreWriter(tmp_path / "store", SETTINGS, shard=(2, 2))
     with pytest.raises(ValueError, match="got 'int8'"):
         RegionStoreWriter(tmp_path / "store", SETTINGS, dtype="int8")
-
-
-def _begin_beside_one_that_fails(folder: Path) -> RegionStoreWriter:
-    with suppress(RuntimeError), RegionStoreWriter(folder, SETTINGS, detector="toy", shard=(0, 2)):
-        assert folder.exists()  # made at once
-        other = RegionStoreWriter(folder, SETTINGS, detector="toy", shard=(1, 2))
-        raise RuntimeError
-    return other
-
-
-def test_an_error_before_anything_is_written_leaves_no_folder_that_was_not_there(tmp_path: Path):
-    other = _begin_beside_one_that_fails(tmp_path / "new")
-    assert not (tmp_path / "new").exists()
-    with other:
-        other.add(_regions(1))
-    assert RegionStore(tmp_path / "new").image_ids == ["image1"]
-    (tmp_path / "old").mkdir()
-    _begin_beside_one_that_fails(tmp_path / "old")
-    assert (tmp_path / "old").exists()
 
 
 def test_an_unknown_image_is_answered_with_the_nearest(tmp_path: Path):
