@@ -60,6 +60,8 @@ class CaptioningTrainingArguments(RecipeTrainingArguments):
             `scheduled_sampling_every` epochs, up to `scheduled_sampling_max` (Up-Down: 0.05 every 5 up to 0.25).
         backbone_learning_rate (`float`, *optional*): Of a backbone that is trained, in place of `learning_rate`; it
             follows the same schedule (MIA: 1e-5).
+        mia_learning_rate (`float`, *optional*): Of the layers of Mutual Iterative Attention, in the same way. At a rate
+            that suits a recurrent decoder, what they add to their rows can outgrow the rows.
         backbone_start_epoch (`int`): Epochs before the backbone learns (MIA: 8). Until then its gradients are dropped.
         metric_for_best_model (`str`): Of `CaptioningTrainer.evaluate`; default CIDEr-D.
 
@@ -76,6 +78,7 @@ class CaptioningTrainingArguments(RecipeTrainingArguments):
     scheduled_sampling_every: int = field(default=5)
     scheduled_sampling_max: float = field(default=0.25)
     backbone_learning_rate: float | None = field(default=None)
+    mia_learning_rate: float | None = field(default=None)
     backbone_start_epoch: int = field(default=0)
     metric_for_best_model: str | None = field(default=METRICS[0])
 
@@ -93,7 +96,7 @@ class CaptioningTrainingArguments(RecipeTrainingArguments):
         for name in ("scheduled_sampling_increase", "scheduled_sampling_max"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)}.")
-        for name in ("max_grad_value", "lr_decay_factor", "backbone_learning_rate"):
+        for name in ("max_grad_value", "lr_decay_factor", "backbone_learning_rate", "mia_learning_rate"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"`{name}` must be above 0, got {value}.")
@@ -128,6 +131,7 @@ class CaptioningTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.processor, self.eval_images = processor, eval_images
         self.backbone_parameters = self._backbone_parameters()
+        self.mia_parameters = self._mia_parameters()
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch, not a sum to be divided
         self.add_callback(_EachEpoch())
         if self.args.early_stopping_patience is not None:
@@ -146,6 +150,13 @@ class CaptioningTrainer(Trainer):
             )
         return trained
 
+    def _mia_parameters(self) -> set[torch.nn.Parameter]:
+        if self.args.mia_learning_rate is None:
+            return set()
+        if self.model.model.mia is None:
+            raise ValueError("`mia_learning_rate` is of a captioner with `mia_iterations` above 0; leave it out.")
+        return set(self.model.model.mia.parameters())
+
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
         if (self.state.epoch or 0) + 1e-6 < self.args.backbone_start_epoch:
@@ -154,19 +165,21 @@ class CaptioningTrainer(Trainer):
         return loss
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """With a learning rate of the backbone's own, and gradients clipped by value before each step, if asked for."""
+        """With learning rates of the backbone and of the module, and gradients clipped by value before each step, if
+        asked for."""
         if self.optimizer is not None:
             return self.optimizer
         optimizer = super().create_optimizer(model)
-        if self.args.backbone_learning_rate is not None:
-            for group in list(optimizer.param_groups):
-                own = [each for each in group["params"] if each in self.backbone_parameters]
-                group["params"] = [each for each in group["params"] if each not in self.backbone_parameters]
-                optimizer.add_param_group({**group, "params": own, "lr": self.args.backbone_learning_rate})
+        for rate, parameters in (
+            (self.args.backbone_learning_rate, self.backbone_parameters),
+            (self.args.mia_learning_rate, self.mia_parameters),
+        ):
+            if rate is not None:
+                _set_learning_rate(optimizer, parameters, rate)
         if self.args.max_grad_value is not None:
-            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            clipped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             limit = self.args.max_grad_value
-            optimizer.register_step_pre_hook(lambda *_: torch.nn.utils.clip_grad_value_(parameters, limit))
+            optimizer.register_step_pre_hook(lambda *_: torch.nn.utils.clip_grad_value_(clipped, limit))
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
@@ -200,6 +213,15 @@ class CaptioningTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+def _set_learning_rate(optimizer: torch.optim.Optimizer, parameters: set[torch.nn.Parameter], rate: float) -> None:
+    """Takes parameters out of their groups into groups of this rate, in all else the same."""
+    for group in list(optimizer.param_groups):
+        own = [each for each in group["params"] if each in parameters]
+        if own:
+            group["params"] = [each for each in group["params"] if each not in parameters]
+            optimizer.add_param_group({**group, "params": own, "lr": rate})
 
 
 def build_captioner(

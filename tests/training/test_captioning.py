@@ -297,6 +297,14 @@ def test_the_backbone_learns_from_its_epoch_and_stage_on_at_its_own_rate(tmp_pat
     assert sum(len(params) for *_, params in groups) == sum(each.requires_grad for each in parameters.values())
 
 
+def test_the_module_learns_at_a_rate_of_its_own(tmp_path: Path):
+    _, trainer = _recorded(tmp_path, num_train_epochs=1, mia_learning_rate=1e-3)
+    rates = {each: group["initial_lr"] for group in trainer.optimizer.param_groups for each in group["params"]}
+    own = {rates[each] for name, each in trainer.model.named_parameters() if name.startswith("model.mia.")}
+    others = {rates[each] for name, each in trainer.model.named_parameters() if not name.startswith("model.mia.")}
+    assert (own, others) == ({1e-3}, {0.01})
+
+
 @pytest.fixture(scope="module")
 def photo_recipe(tmp_path_factory) -> Path:
     """A recipe whose captioner reads the photos themselves."""
@@ -575,6 +583,7 @@ def test_images_without_captions_are_named_before_anything_is_computed(recipe_fi
         ({"lr_decay_every": 0}, "`lr_decay_every` must be 1 or more, got 0"),
         ({"lr_decay_start": -1}, "`lr_decay_start` must be 0 or more, got -1"),
         ({"backbone_start_epoch": -1}, "`backbone_start_epoch` must be 0 or more, got -1"),
+        ({"mia_learning_rate": -1.0}, "`mia_learning_rate` must be above 0, got -1.0"),
         ({"backbone_learning_rate": 0.0}, "`backbone_learning_rate` must be above 0, got 0.0"),
         ({"lr_decay_factor": 0.0}, "`lr_decay_factor` must be above 0, got 0.0"),
         ({"max_grad_value": -0.1}, "`max_grad_value` must be above 0, got -0.1"),
