@@ -31,6 +31,7 @@ _HOMES = {
     "PhraseGroundingPipeline": "pipelines",
     "SSAttentionCaptioner": "modeling.modeling_ss_attention",
     "SSAttentionConfig": "modeling.configuration_ss_attention",
+    "SSAttentionProcessor": "processing.processing_ss_attention",
     "attention_correctness": "metrics.attention_correctness",
     "draw_grounded_caption": "visualization_captions",
     "draw_grounding": "visualization",
@@ -65,6 +66,7 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; tests/test_pa
     from .processing.grounding import Grounding as Grounding
     from .processing.processing_mia import MIAProcessor as MIAProcessor
     from .processing.processing_multilevel import MultiLevelGroundingProcessor as MultiLevelGroundingProcessor
+    from .processing.processing_ss_attention import SSAttentionProcessor as SSAttentionProcessor
     from .visualization import draw_grounding as draw_grounding
     from .visualization import draw_groundings as draw_groundings
     from .visualization_captions import draw_grounded_caption as draw_grounded_caption

@@ -62,12 +62,14 @@ def _register_image_processors() -> None:
     from .modeling.configuration_concepts import ConceptDetectorConfig
     from .modeling.configuration_mia import MIAConfig
     from .modeling.configuration_multilevel import MultiLevelGroundingConfig
+    from .modeling.configuration_ss_attention import SSAttentionConfig
     from .processing.image_processing_multilevel import MultiLevelGroundingImageProcessorPil
 
     classes = {"pil": MultiLevelGroundingImageProcessorPil}
     AutoImageProcessor.register(ConceptDetectorConfig, image_processor_classes=classes, exist_ok=True)
     AutoImageProcessor.register(MIAConfig, image_processor_classes=classes, exist_ok=True)
     AutoImageProcessor.register(MultiLevelGroundingConfig, image_processor_classes=classes, exist_ok=True)
+    AutoImageProcessor.register(SSAttentionConfig, image_processor_classes=classes, exist_ok=True)
 
 
 def _register_processors() -> None:
@@ -76,13 +78,16 @@ def _register_processors() -> None:
     from .modeling.configuration_concepts import ConceptDetectorConfig
     from .modeling.configuration_mia import MIAConfig
     from .modeling.configuration_multilevel import MultiLevelGroundingConfig
+    from .modeling.configuration_ss_attention import SSAttentionConfig
     from .processing.concepts import ConceptProcessor
     from .processing.processing_mia import MIAProcessor
     from .processing.processing_multilevel import MultiLevelGroundingProcessor
+    from .processing.processing_ss_attention import SSAttentionProcessor
 
     AutoProcessor.register(ConceptDetectorConfig, ConceptProcessor, exist_ok=True)
     AutoProcessor.register(MIAConfig, MIAProcessor, exist_ok=True)
     AutoProcessor.register(MultiLevelGroundingConfig, MultiLevelGroundingProcessor, exist_ok=True)
+    AutoProcessor.register(SSAttentionConfig, SSAttentionProcessor, exist_ok=True)
 
 
 def _register_pipelines() -> None:

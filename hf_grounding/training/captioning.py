@@ -241,7 +241,7 @@ def build_captioner(
         generation.length_penalty = 0.0
     never = {getattr(tokenizer, name) for name in special} - {tokenizer.eos_token_id}
     generation.suppress_tokens = sorted(never)  # a word that nobody can read is no word
-    sizes = {"max_regions": sources.max_regions, "max_concepts": sources.max_concepts}
+    sizes: dict[str, Any] = {"max_regions": sources.max_regions, "max_concepts": sources.max_concepts}
     return model, MIAProcessor(image_processor, tokenizer, extraction=sources.extraction, **sizes)
 
 

@@ -7,12 +7,14 @@ from math import exp, log
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from hf_grounding import SSAttentionCaptioner, SSAttentionConfig
+from hf_grounding import SSAttentionCaptioner, SSAttentionConfig, SSAttentionProcessor, save_with_code
 from hf_grounding.modeling.modeling_ss_attention import RegionPrior, attention_loss, grounding_loss, location_vectors
+from hf_grounding.processing.caption_tokenizers import caption_tokenizer_from_words
 from tests.captioners import LABELS, REGION_MASK, small_captioner, small_config, small_inputs, without_dropout
-from tests.common import assert_same
+from tests.common import assert_same, run_python
 from tests.modeling.test_modeling_mia import CaptionerTesterMixin
 
 NAME = "ss_attention"
@@ -264,6 +266,29 @@ def test_auto_classes_load_it(tmp_path):
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
     assert type(loaded) is SSAttentionCaptioner
     assert_same(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+RUN_WITHOUT_PACKAGE = """
+import sys
+sys.modules["hf_grounding"] = None
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
+folder = sys.argv[1]
+model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+assert type(processor).__name__ == "SSAttentionProcessor" and processor.object_words == {"dog": "dog"}
+save_file({"logits": model(**load_file(folder + "/inputs.safetensors")).logits}, folder + "/logits.safetensors")
+"""
+
+
+def test_saved_with_its_code_it_runs_without_the_package(tmp_path):
+    model, given, folder = small_captioner(NAME, 2), inputs(), tmp_path / "saved"
+    processor = SSAttentionProcessor(None, caption_tokenizer_from_words(["a", "dog"]), object_words={"dog": "dog"})
+    save_with_code(model, processor, folder)
+    save_file(given, folder / "inputs.safetensors")
+    run_python(RUN_WITHOUT_PACKAGE, str(folder), cwd=tmp_path, isolated=True)
+    expected = {"logits": model(**given).logits.detach()}
+    assert_same(load_file(folder / "logits.safetensors"), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_papers_settings_are_the_defaults():
