@@ -378,12 +378,26 @@ class MIAForCaptioning(MIAPreTrainedModel, GenerationMixin):
         outputs = super().generate(*args, **kwargs)
         if isinstance(outputs, ModelOutput) and any(outputs.get("cross_attentions") or ()):
             weights = _attentions_along_beams(outputs, self.config.eos_token_id)
-            for name, traced in self._traced(weights, outputs.encoder_attentions).items():
+            for name, traced in self.trace_attentions(weights, outputs.encoder_attentions).items():
                 outputs[name] = traced
         return outputs
 
-    def _traced(self, weights: torch.Tensor, attentions: tuple[torch.Tensor, ...] | None) -> dict[str, torch.Tensor]:
-        """Weights of rows (num_sequences, T, n) -> of the regions and concepts that are in them."""
+    def trace_attentions(
+        self,
+        weights: torch.Tensor,
+        attentions: tuple[torch.Tensor, ...] | None,
+        image_index: torch.Tensor | None = None,
+    ) -> dict[str, torch.Tensor]:
+        r"""Weights of the decoder's rows -> of the regions and concepts that are in them.
+
+        Args:
+            weights (`(num_captions, T, n)`): Of `cross_attentions`, mean over heads.
+            attentions: `encoder_attentions`, of which rows are traced back by [`trace_rows`].
+            image_index (`(num_captions,)`, *optional*): Default: equally many of each image, one after another.
+
+        Returns:
+            `region_attentions`, `concept_attentions` or both, as far as the rows hold them.
+        """
         names = {"visual": "region_attentions", "textual": "concept_attentions"}
         if attentions is None:
             return {names[self.decoder.attended]: weights}
@@ -391,7 +405,11 @@ class MIAForCaptioning(MIAPreTrainedModel, GenerationMixin):
         traced = {}
         for side in sides:
             origin = trace_rows([iteration[:, list(names).index(side)] for iteration in attentions])  # (B, n, n)
-            traced[names[side]] = weights @ origin.repeat_interleave(len(weights) // len(origin), dim=0)
+            if image_index is None:
+                origin = origin.repeat_interleave(len(weights) // len(origin), dim=0)
+            else:
+                origin = origin.index_select(0, image_index)
+            traced[names[side]] = weights @ origin
         return traced
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
