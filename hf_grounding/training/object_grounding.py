@@ -55,7 +55,10 @@ def score_objects(captions: Sequence[GroundedCaption], rows: Dataset, classes: S
         fits += (box_iou(found, boxes, plus_one=True).max(axis=0) > 0.5).tolist() if boxes else []
     scores = grounding_f1(predictions, references, object_classes=classes)
     best_scores = grounding_f1(oracle, references, object_classes=classes)
-    bounds = {"oracle": {name: best_scores[name] for name in _F1_NAMES}, "region_recall": float(np.mean(fits or [False]))}
+    bounds = {
+        "oracle": {name: best_scores[name] for name in _F1_NAMES},
+        "region_recall": float(np.mean(fits or [False])),
+    }
     return scores | bounds | {"objects_per_caption": sum(len(each["classes"]) for each in predictions) / len(rows)}
 
 
