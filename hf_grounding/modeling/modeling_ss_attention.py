@@ -136,8 +136,9 @@ class SSAttentionCaptioner(MIAForCaptioning):
         An output with `output_attentions=True` also has the `region_prior` beta of each image.
         """
         outputs = super().generate(*args, **kwargs)
-        if isinstance(outputs, ModelOutput) and "region_attentions" in outputs and self.decoder.prior is not None:
-            inputs = {**({"region_features": args[0]} if args else {}), **kwargs}
+        inputs = {**({"region_features": args[0]} if args else {}), **kwargs}
+        told = isinstance(outputs, ModelOutput) and "region_attentions" in outputs
+        if told and self.decoder.prior is not None and inputs.get("region_features") is not None:
             with torch.no_grad():
                 outputs["region_prior"] = self.get_encoder().region_prior(**inputs)
         return outputs

@@ -17,6 +17,7 @@ from ..visualization import write_report
 from .caption_data import ImageInputs
 from .common import evaluation_facts
 from .object_grounding import score_given_captions, score_objects
+from .object_words import reference_objects
 from .recipe import Recipe
 from .report import build_caption_report, evenly_spaced
 
@@ -81,7 +82,8 @@ def measure_objects(
     if not processor.object_words or images.regions is None or "phrases" not in rows.column_names:
         return None
     classes = sorted(set(processor.object_words.values()))
-    if not any(phrase["boxes"] for phrases in rows["phrases"] for phrase in phrases):
+    annotations = rows.select_columns(["captions", "phrases"])
+    if not any(caption["classes"] for row in annotations for caption in reference_objects(row, classes)):
         return None
     written = ground_captions(model, processor, images, rows["image_id"][:])
     if written[0].region_weights is None:
