@@ -213,8 +213,7 @@ class SSAttentionCaptioner(MIAForCaptioning):
             past_key_values=past_key_values,
             use_cache=use_cache,
             output_attentions=output_attentions or supervised,
-            return_dict=True,
-            **kwargs,
+            **{**kwargs, "return_dict": True},  # mixed precision may call this without its decorator
         )
         beta = memory.row_prior
         if beta is not None and image_index is not None:

@@ -23,7 +23,13 @@ RECIPE = {
     "regions": {"max_regions": 8},
     "captions": {"min_count": 1, "num_beams": 2, "min_object_count": 5},
     "model": {"embedding_size": 32, "decoder_hidden_size": 32, "attention_hidden_size": 16, "dropout": 0.05},
-    "training": {**CAPTIONER["training"], "scheduled_sampling_increase": 0.0, "eval_steps": 140, "save_steps": 140},
+    "training": {
+        **CAPTIONER["training"],
+        "bf16": True,
+        "scheduled_sampling_increase": 0.0,
+        "eval_steps": 140,
+        "save_steps": 140,
+    },
 }
 
 
