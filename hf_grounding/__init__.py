@@ -29,6 +29,9 @@ _HOMES = {
     "MultiLevelGroundingProcessor": "processing.processing_multilevel",
     "MutualIterativeAttention": "modeling.mutual_iterative_attention",
     "PhraseGroundingPipeline": "pipelines",
+    "SSAttentionCaptioner": "modeling.modeling_ss_attention",
+    "SSAttentionConfig": "modeling.configuration_ss_attention",
+    "SSAttentionProcessor": "processing.processing_ss_attention",
     "attention_correctness": "metrics.attention_correctness",
     "draw_grounded_caption": "visualization_captions",
     "draw_grounding": "visualization",
@@ -49,10 +52,12 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; tests/test_pa
     from .modeling.configuration_concepts import ConceptDetectorConfig as ConceptDetectorConfig
     from .modeling.configuration_mia import MIAConfig as MIAConfig
     from .modeling.configuration_multilevel import MultiLevelGroundingConfig as MultiLevelGroundingConfig
+    from .modeling.configuration_ss_attention import SSAttentionConfig as SSAttentionConfig
     from .modeling.modeling_concepts import ConceptDetector as ConceptDetector
     from .modeling.modeling_mia import MIAForCaptioning as MIAForCaptioning
     from .modeling.modeling_mia import MIAModel as MIAModel
     from .modeling.modeling_multilevel import MultiLevelGroundingModel as MultiLevelGroundingModel
+    from .modeling.modeling_ss_attention import SSAttentionCaptioner as SSAttentionCaptioner
     from .modeling.mutual_iterative_attention import MutualIterativeAttention as MutualIterativeAttention
     from .pipelines import GroundedCaptioningPipeline as GroundedCaptioningPipeline
     from .pipelines import PhraseGroundingPipeline as PhraseGroundingPipeline
@@ -61,6 +66,7 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; tests/test_pa
     from .processing.grounding import Grounding as Grounding
     from .processing.processing_mia import MIAProcessor as MIAProcessor
     from .processing.processing_multilevel import MultiLevelGroundingProcessor as MultiLevelGroundingProcessor
+    from .processing.processing_ss_attention import SSAttentionProcessor as SSAttentionProcessor
     from .visualization import draw_grounding as draw_grounding
     from .visualization import draw_groundings as draw_groundings
     from .visualization_captions import draw_grounded_caption as draw_grounded_caption

@@ -22,10 +22,12 @@ def _register_configs() -> None:
     from .modeling.configuration_concepts import ConceptDetectorConfig
     from .modeling.configuration_mia import MIAConfig
     from .modeling.configuration_multilevel import MultiLevelGroundingConfig
+    from .modeling.configuration_ss_attention import SSAttentionConfig
 
     AutoConfig.register(ConceptDetectorConfig.model_type, ConceptDetectorConfig, exist_ok=True)
     AutoConfig.register(MIAConfig.model_type, MIAConfig, exist_ok=True)
     AutoConfig.register(MultiLevelGroundingConfig.model_type, MultiLevelGroundingConfig, exist_ok=True)
+    AutoConfig.register(SSAttentionConfig.model_type, SSAttentionConfig, exist_ok=True)
 
 
 def _register_models() -> None:
@@ -39,9 +41,11 @@ def _register_models() -> None:
     from .modeling.configuration_concepts import ConceptDetectorConfig
     from .modeling.configuration_mia import MIAConfig
     from .modeling.configuration_multilevel import MultiLevelGroundingConfig
+    from .modeling.configuration_ss_attention import SSAttentionConfig
     from .modeling.modeling_concepts import ConceptDetector
     from .modeling.modeling_mia import MIAForCaptioning, MIAModel
     from .modeling.modeling_multilevel import MultiLevelGroundingModel
+    from .modeling.modeling_ss_attention import SSAttentionCaptioner
 
     AutoModel.register(ConceptDetectorConfig, ConceptDetector, exist_ok=True)
     AutoModelForImageClassification.register(ConceptDetectorConfig, ConceptDetector, exist_ok=True)
@@ -49,6 +53,7 @@ def _register_models() -> None:
     AutoModelForImageTextToText.register(MIAConfig, MIAForCaptioning, exist_ok=True)
     AutoModel.register(MultiLevelGroundingConfig, MultiLevelGroundingModel, exist_ok=True)
     AutoModelForZeroShotObjectDetection.register(MultiLevelGroundingConfig, MultiLevelGroundingModel, exist_ok=True)
+    AutoModelForImageTextToText.register(SSAttentionConfig, SSAttentionCaptioner, exist_ok=True)
 
 
 def _register_image_processors() -> None:
@@ -57,12 +62,14 @@ def _register_image_processors() -> None:
     from .modeling.configuration_concepts import ConceptDetectorConfig
     from .modeling.configuration_mia import MIAConfig
     from .modeling.configuration_multilevel import MultiLevelGroundingConfig
+    from .modeling.configuration_ss_attention import SSAttentionConfig
     from .processing.image_processing_multilevel import MultiLevelGroundingImageProcessorPil
 
     classes = {"pil": MultiLevelGroundingImageProcessorPil}
     AutoImageProcessor.register(ConceptDetectorConfig, image_processor_classes=classes, exist_ok=True)
     AutoImageProcessor.register(MIAConfig, image_processor_classes=classes, exist_ok=True)
     AutoImageProcessor.register(MultiLevelGroundingConfig, image_processor_classes=classes, exist_ok=True)
+    AutoImageProcessor.register(SSAttentionConfig, image_processor_classes=classes, exist_ok=True)
 
 
 def _register_processors() -> None:
@@ -71,13 +78,16 @@ def _register_processors() -> None:
     from .modeling.configuration_concepts import ConceptDetectorConfig
     from .modeling.configuration_mia import MIAConfig
     from .modeling.configuration_multilevel import MultiLevelGroundingConfig
+    from .modeling.configuration_ss_attention import SSAttentionConfig
     from .processing.concepts import ConceptProcessor
     from .processing.processing_mia import MIAProcessor
     from .processing.processing_multilevel import MultiLevelGroundingProcessor
+    from .processing.processing_ss_attention import SSAttentionProcessor
 
     AutoProcessor.register(ConceptDetectorConfig, ConceptProcessor, exist_ok=True)
     AutoProcessor.register(MIAConfig, MIAProcessor, exist_ok=True)
     AutoProcessor.register(MultiLevelGroundingConfig, MultiLevelGroundingProcessor, exist_ok=True)
+    AutoProcessor.register(SSAttentionConfig, SSAttentionProcessor, exist_ok=True)
 
 
 def _register_pipelines() -> None:

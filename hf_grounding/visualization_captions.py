@@ -11,6 +11,7 @@ from .processing.regions import Regions, scale_boxes
 from .visualization import DARK, LIGHT, PREDICTED, REGION_COLORS, Box, _draw_box, _font, _free_place
 
 QUIET = "#8A8A8A"  # of words that are not outlined
+FAINT = "#FFFFFF"  # of the regions' prior
 DIMMEST = 0.25  # brightness of what a word gives no weight
 MAX_HEIGHT = 1.2  # of a photo in a picture, over its width
 
@@ -21,7 +22,9 @@ def draw_grounded_caption(
     r"""The photo with the regions of the caption's surest words, the caption, and a small panel for each word.
 
     In the photo and the caption a region and its words have one colour. In a word's panel the brightness of a region is
-    its weight, over that of the strongest, which is outlined. Function words, such as "a" and "on", have neither.
+    its weight, over that of the strongest, which is outlined. Function words, such as "a" and "on", have neither; nor
+    have others than objects', where the caption knows which words name objects. Its `region_prior` shows as faint
+    outlines in the photo, the fainter the smaller.
 
     Args:
         image (`PIL.Image.Image`): The photo, upright.
@@ -105,6 +108,9 @@ def draw_mutual_attention(
 
 def _content_words(caption: GroundedCaption) -> dict[int, Grounding]:
     """By their number."""
+    if caption.object_classes is not None:
+        objects = caption.object_classes.keys()
+        return {i: one for i, one in enumerate(caption.groundings) if objects & set(range(*one.token_span))}
     return {i: one for i, one in enumerate(caption.groundings) if one.phrase.lower() not in FUNCTION_WORDS}
 
 
@@ -120,6 +126,9 @@ def _word_colors(caption: GroundedCaption, max_words: int) -> dict[int, str]:
 
 def _photo_of_words(image: Image.Image, caption: GroundedCaption, colors: dict[int, str], width: int) -> Image.Image:
     photo = _fitted(image, width)
+    if caption.region_prior is not None and caption.regions is not None:
+        boxes = _scaled(image, caption, photo, caption.regions.boxes)
+        _outline(photo, boxes, caption.region_prior, FAINT, max(2, width // 400), opacity=0.7)
     draw, font, line = ImageDraw.Draw(photo), _font(max(13, width // 48)), max(3, width // 250)
     words: dict[str, list[Grounding]] = {}
     for number, color in colors.items():
@@ -194,13 +203,7 @@ def _weighted_outlines(image: Image.Image, regions: Regions, weights: np.ndarray
     """The photo, paler, with each region's outline as opaque as its weight over the largest."""
     photo = Image.blend(_fitted(image, width), Image.new("RGB", _fitted_size(image, width), LIGHT), 0.35)
     boxes = scale_boxes(regions.boxes, regions.image_size, (photo.height, photo.width)).tolist()
-    strongest = max(float(weights.max()), np.finfo(np.float32).tiny)
-    line = max(2, width // 130)
-    for number in np.argsort(weights, kind="stable"):
-        layer = Image.new("RGBA", photo.size)
-        alpha = round(255 * float(weights[number]) / strongest)
-        ImageDraw.Draw(layer).rectangle(boxes[number], outline=(*ImageColor.getrgb(PREDICTED), alpha), width=line)
-        photo.paste(layer, mask=layer)
+    _outline(photo, boxes, weights, PREDICTED, max(2, width // 130))
     return photo
 
 
@@ -223,6 +226,18 @@ def _bars(
 
 
 # Of both
+
+
+def _outline(
+    photo: Image.Image, boxes: list[Box], weights: np.ndarray, color: str, line: int, opacity: float = 1.0
+) -> None:
+    """Draws boxes into the photo, each as opaque as its weight over the largest, which has `opacity`."""
+    strongest = max(float(weights.max()), np.finfo(np.float32).tiny)
+    for number in np.argsort(weights, kind="stable"):
+        layer = Image.new("RGBA", photo.size)
+        alpha = round(255 * opacity * float(weights[number]) / strongest)
+        ImageDraw.Draw(layer).rectangle(boxes[number], outline=(*ImageColor.getrgb(color), alpha), width=line)
+        photo.paste(layer, mask=layer)
 
 
 def _fitted_size(image: Image.Image, width: int) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from hf_grounding import MIAConfig, MIAForCaptioning
+from hf_grounding import MIAConfig, MIAForCaptioning, SSAttentionCaptioner, SSAttentionConfig
 
 DECODERS = (
     "visual_attention",
@@ -14,6 +14,7 @@ DECODERS = (
     "visual_regional_attention",
     "up_down",
     "transformer",
+    "ss_attention",  # Up-Down with a prior, a model of its own
 )
 CASES = [(name, iterations) for name in DECODERS for iterations in (0, 2)]
 CASE_IDS = [f"{name}-{'with' if iterations else 'without'}_mia" for name, iterations in CASES]
@@ -27,7 +28,7 @@ LABELS = torch.tensor([[5, 9, 2, -100, -100], [4, 6, 8, 12, 2], [7, 2, -100, -10
 
 
 def small_config(decoder_type: str, mia_iterations: int = 2, **settings: Any) -> MIAConfig:
-    """Thirteen words, regions of 6 numbers, d = 8; R = 7 in Up-Down."""
+    """Thirteen words, regions of 6 numbers, d = 8; R = 7 in Up-Down; five classes."""
     sizes: dict[str, Any] = {
         "vocab_size": 13,
         "feature_dim": 6,
@@ -40,13 +41,17 @@ def small_config(decoder_type: str, mia_iterations: int = 2, **settings: Any) ->
         "num_encoder_layers": 2,
         "num_decoder_layers": 2,
     }
+    if decoder_type == "ss_attention":
+        sizes |= {"num_object_classes": 5, "ce_reduction": "token_mean"}  # the mean over words, as all others
+        return SSAttentionConfig(mia_iterations=mia_iterations, **{**sizes, **settings})
     return MIAConfig(decoder_type=decoder_type, mia_iterations=mia_iterations, **{**sizes, **settings})
 
 
 def small_captioner(decoder_type: str, mia_iterations: int = 2, seed: int = 0, **settings: Any) -> MIAForCaptioning:
     """With weights larger than those that training starts from, so that attention is not near uniform."""
     torch.manual_seed(seed)  # for what does not train, such as a frozen backbone
-    model = MIAForCaptioning(small_config(decoder_type, mia_iterations, **settings)).eval()
+    kind = SSAttentionCaptioner if decoder_type == "ss_attention" else MIAForCaptioning
+    model = kind(small_config(decoder_type, mia_iterations, **settings)).eval()
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not name.endswith(("norm.weight", "norm1.weight", "norm2.weight")):
@@ -59,20 +64,28 @@ def without_dropout(decoder_type: str, mia_iterations: int = 2, **settings: Any)
     return small_captioner(decoder_type, mia_iterations, **rates, **settings)
 
 
-def small_inputs() -> dict[str, torch.Tensor]:
-    features = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(1))
+def small_inputs(decoder_type: str = "") -> dict[str, torch.Tensor]:
+    """Of three images, as that captioner reads them."""
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(3, 4, 6, generator=generator)
     features.masked_fill_(REGION_MASK[..., None] == 0, 0)
-    return {
+    inputs = {
         "region_features": features,
         "region_mask": REGION_MASK.clone(),
         "concept_ids": CONCEPTS.clone(),
         "concept_mask": CONCEPT_MASK.clone(),
     }
+    if decoder_type == "ss_attention":
+        corners = torch.rand(3, 4, 4, generator=generator)
+        boxes = torch.cat([corners[..., :2] / 2, 0.5 + corners[..., 2:] / 2], dim=-1)
+        classes = torch.randn(3, 4, 5, generator=generator).mul(3).softmax(dim=-1)
+        padding = REGION_MASK[..., None] == 0
+        inputs |= {"boxes": boxes.masked_fill(padding, 0), "class_probs": classes.masked_fill(padding, 0)}
+    return inputs
 
 
-def inputs_of(image: int) -> dict[str, torch.Tensor]:
+def inputs_of(image: int, decoder_type: str = "") -> dict[str, torch.Tensor]:
     """Of one image, without its padding."""
-    inputs = {name: value[image, None] for name, value in small_inputs().items()}
+    inputs = {name: value[image, None] for name, value in small_inputs(decoder_type).items()}
     regions, concepts = inputs["region_mask"].sum(), inputs["concept_mask"].sum()
-    cut = {name: regions if name.startswith("region") else concepts for name in inputs}
-    return {name: value[:, : cut[name]] for name, value in inputs.items()}
+    return {name: x[:, : concepts if name.startswith("concept") else regions] for name, x in inputs.items()}

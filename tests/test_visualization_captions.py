@@ -75,6 +75,29 @@ def test_function_words_have_no_panel(photo):
     assert heights["a on the of dog in"] < heights["dog cat man boy car sky"]  # one row of five, and two
 
 
+def test_only_words_that_name_objects_are_outlined_where_they_are_known(photo):
+    caption = written()
+    caption.object_classes = {1: "dog"}
+    picture = draw_grounded_caption(photo, caption)
+    assert area(picture, REGION_COLORS[0], (884, 500, 896, 550)) > 100  # the dog's right side, x = 890
+    assert area(picture, REGION_COLORS[1]) == 0
+
+
+def test_the_prior_shows_as_faint_outlines_below_the_words_regions(photo):
+    caption = written("a dog", (0, 1))
+    before = draw_grounded_caption(photo, caption)
+    caption.region_prior = np.array([0.2, 0.2, 0.6])
+    after = draw_grounded_caption(photo, caption)
+
+    def changed(box) -> float:
+        one, two = (np.asarray(picture.crop(box), dtype=float) for picture in (before, after))
+        return float(np.abs(one - two).max())
+
+    strong, weak = changed((104, 120, 116, 280)), changed((494, 300, 506, 700))  # left of region 2, right of region 0
+    assert strong > 2 * weak > 10
+    assert area(after, REGION_COLORS[0]) == area(before, REGION_COLORS[0])  # the dog's box is drawn over it
+
+
 def test_words_without_boxes_and_captions_without_words_are_drawn(photo):
     groundings = [Grounding("dog", (0, 1), None, None, 0.0)]
     without = draw_grounded_caption(photo, GroundedCaption("dog", groundings))

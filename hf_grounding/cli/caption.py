@@ -52,7 +52,9 @@ def caption(
 ) -> None:
     """Caption photos, and say which region each word is about.
 
-    Prints each word with its box (x1, y1, x2, y2), in pixels of the upright photo, and the weight of that region.
+    Prints each word with its box (x1, y1, x2, y2), in pixels of the upright photo, and the weight of that region, as
+    share of all. Where the training said which words name objects, --json also has these by themselves: `clss`,
+    `idx_in_sent` and `bbox`, as `hf-grounding evaluate` reads them.
     """
     pictures = {"--draw": draw, "--draw_iterations": draw_iterations}
     for option, path in pictures.items():
@@ -70,7 +72,7 @@ def caption(
         from ..processing.photos import load_photo
 
         images = [load_photo(photo) for photo in photos]
-        network, processor = load_model(model, AutoModelForImageTextToText, "mia")
+        network, processor = load_model(model, AutoModelForImageTextToText, "mia", "ss_attention")
         describe = GroundedCaptioningPipeline(
             network,
             processor=processor,

@@ -177,21 +177,21 @@ def found_network(name: str | None, kind: str) -> str | None:
     return path
 
 
-def load_model(model: str, auto_class: Any, kind: str) -> tuple[Any, Any]:
+def load_model(model: str, auto_class: Any, *kinds: str) -> tuple[Any, Any]:
     r"""Network and processor of a folder or a name on the Hub.
 
     Not by `transformers.pipeline`, whose error for a model that cannot be loaded holds whole tracebacks.
 
     Raises:
-        ValueError: If it cannot be loaded, or is no model of this `kind`.
+        ValueError: If it cannot be loaded, or is a model of none of these `kinds`.
     """
     from transformers import AutoConfig, AutoProcessor
 
     is_local = check_local_model(model)
     try:
         found = AutoConfig.from_pretrained(model).model_type
-        if found != kind:
-            raise ValueError(f"it is a {found}, no {kind}")
+        if found not in kinds:
+            raise ValueError(f"it is a {found}, no {' or '.join(kinds)}")
         return auto_class.from_pretrained(model), AutoProcessor.from_pretrained(model)
     except Exception as error:  # whatever is missing from it or damaged
         where = "" if is_local else ", which is no folder here,"

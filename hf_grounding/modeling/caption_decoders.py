@@ -32,6 +32,7 @@ class ImageMemory(ModelOutput):
         row_keys (`(B, n, attention_hidden_size)`): Rows as additive attention compares them.
         pooled (`(B, width)`): The image's part of each LSTM input.
         first (`(B, width)`): Fed to the LSTM before the first word.
+        row_prior (`(B, n)`): How much each row counts whatever the word: beta of Spatial-Semantic attention.
         attentions (`tuple` of `(B, 2, heads, n, n)`): Visual and textual attention of the module by iteration, if
             asked for.
     """
@@ -41,6 +42,7 @@ class ImageMemory(ModelOutput):
     row_keys: torch.FloatTensor | None = None
     pooled: torch.FloatTensor | None = None
     first: torch.FloatTensor | None = None
+    row_prior: torch.FloatTensor | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
 
     def of_captions(self, image_index: torch.Tensor) -> "ImageMemory":
@@ -55,7 +57,7 @@ class DecodedWords:
 
     Args:
         hidden (`(N, T, width)`): Input of the output layer.
-        attentions (`(N, heads, T, n)`, *optional*): Weight of each row when each word is written.
+        attentions (`(N, heads, T, n)`, *optional*): Weight of each row when each word is written, without a prior.
         cache: States after the last word.
     """
 
@@ -148,13 +150,23 @@ class AttentionLayer(nn.Linear):
 
 
 class AdditiveAttention(nn.Module):
-    r"""`alpha = softmax_i( w_a . tanh(W_x x_i + W_h h) )` over real rows.
+    r"""`alpha = softmax_i( w_a . tanh(W_x x_i + W_h h) )` over real rows; `activation` may be "relu" in place of tanh.
 
     Rows are projected once for an image (`keys`), with one dropout mask for the whole caption.
     """
 
-    def __init__(self, row_size: int, state_size: int, hidden_size: int, *, bias: bool, dropout: float = 0.0):
+    def __init__(
+        self,
+        row_size: int,
+        state_size: int,
+        hidden_size: int,
+        *,
+        bias: bool,
+        dropout: float = 0.0,
+        activation: Literal["tanh", "relu"] = "tanh",
+    ):
         super().__init__()
+        self.activation = {"tanh": torch.tanh, "relu": torch.relu}[activation]
         self.rows = AttentionLayer(row_size, hidden_size, bias=bias)  # W_x
         self.state = AttentionLayer(state_size, hidden_size, bias=bias)  # W_h
         self.score = AttentionLayer(hidden_size, 1, bias=bias)  # w_a
@@ -166,7 +178,7 @@ class AdditiveAttention(nn.Module):
     def forward(self, state: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """(N, T, state), (N, n, hidden), (N, n) -> weights (N, T, n)."""
         state = self.state(self.dropout(state))
-        compared = self.dropout(torch.tanh(keys[:, None] + state[:, :, None]))  # (N, T, n, hidden)
+        compared = self.dropout(self.activation(keys[:, None] + state[:, :, None]))  # (N, T, n, hidden)
         scores = at_least_float32(self.score(compared).squeeze(-1))
         return scores.masked_fill(mask[:, None] == 0, torch.finfo(scores.dtype).min).softmax(dim=-1).to(keys.dtype)
 
@@ -282,6 +294,8 @@ class UpDownDecoder(CaptionDecoder):
 
         h1 = LSTM([h2; vbar; x_t]),  alpha = softmax(w_a . tanh(W_v v_i + W_h h1)),  h2 = LSTM([sum_i alpha_i v_i; h1])
 
+    An image whose memory has a `row_prior` weighs its regions by `weigh(alpha, row_prior)` in place of alpha.
+
     Each product of a weight with `[a; b]` is written as a sum, so that the parts of words and of the image are computed
     outside the loop over time, and one matrix product is left of each LSTM.
     """
@@ -292,8 +306,9 @@ class UpDownDecoder(CaptionDecoder):
         row_size = config.hidden_size if config.projects_regions else config.feature_dim
         self.dropout = nn.Dropout(config.dropout)
         self.embed_regions = nn.Linear(row_size, size)
-        self.embed_global = nn.Linear(row_size, size)
-        self.attention = AdditiveAttention(size, size, config.attention_hidden_size, bias=True)
+        self.embed_global = nn.Linear(row_size, size) if config.embed_global else None
+        options = {"bias": config.decoder_attention_bias, "activation": config.decoder_attention_activation}
+        self.attention = AdditiveAttention(size, size, config.attention_hidden_size, **options)
         self.attention_words = GateLayer(config.embedding_size, 4 * size)  # of x_t, with the LSTM's bias
         self.attention_image = GateLayer(size, 4 * size, bias=False)  # of vbar
         self.attention_states = RecurrentLinear(2 * size, 4 * size, bias=False)  # of [h2; h1]
@@ -305,13 +320,20 @@ class UpDownDecoder(CaptionDecoder):
     def memory(self, image: Any) -> ImageMemory:
         regions = image.visual_states.to(self.embed_regions.weight.dtype)
         rows = self.dropout(self.embed_regions(regions).relu())
-        mean = masked_mean(regions, image.visual_mask)
+        if self.embed_global is None:
+            mean = masked_mean(rows, image.visual_mask)
+        else:
+            mean = self.dropout(self.embed_global(masked_mean(regions, image.visual_mask)).relu())
         return ImageMemory(
             last_hidden_state=rows,
             row_mask=image.visual_mask,
             row_keys=self.attention.keys(rows),
-            pooled=self.attention_image(self.dropout(self.embed_global(mean).relu())),
+            pooled=self.attention_image(mean),
         )
+
+    def weigh(self, alpha: torch.Tensor, prior: torch.Tensor) -> torch.Tensor:
+        """Weights (..., n) of regions in what the second LSTM reads, from their attention and their prior."""
+        raise NotImplementedError
 
     def forward(self, input_ids, memory, cache, sizes=None):
         sizes = sizes or [len(input_ids)] * input_ids.shape[1]
@@ -320,6 +342,7 @@ class UpDownDecoder(CaptionDecoder):
         h1, c1 = cache.layers[0].read(gates[0], self.width)
         h2, c2 = cache.layers[1].read(gates[0], self.width)
         pooled, rows, keys, mask = memory.pooled, memory.last_hidden_state, memory.row_keys, memory.row_mask
+        prior = memory.row_prior
         attention_states, language_states = (
             layer.over_steps(len(sizes)) for layer in (self.attention_states, self.language_states)
         )
@@ -328,9 +351,11 @@ class UpDownDecoder(CaptionDecoder):
             if count < len(h1):  # not at every step: the gradient of a part is written into one of the whole
                 h1, c1, h2, c2, pooled = (x[:count] for x in (h1, c1, h2, c2, pooled))
                 rows, keys, mask = (x[:count] for x in (rows, keys, mask))
+                prior = None if prior is None else prior[:count]
             h1, c1 = lstm_cell(words + pooled + attention_states(torch.cat([h2, h1], dim=1)), c1)
             alpha = self.attention(h1[:, None], keys, mask)  # (count, 1, n)
-            attended = (alpha @ rows)[:, 0]
+            gamma = alpha if prior is None else self.weigh(alpha, prior[:, None])
+            attended = (gamma @ rows)[:, 0]
             h2, c2 = lstm_cell(language_states(torch.cat([attended, h1, h2], dim=1)), c2)
             outputs.append(h2)
             weights.append(alpha[:, 0])

@@ -49,6 +49,10 @@ class MIAConfig(PreTrainedConfig):
             `hidden_size`.
         decoder_hidden_size (`int`): R, the width of Up-Down's LSTMs; the other decoders have `hidden_size`.
         attention_hidden_size (`int`): Width in which additive attention compares regions and state.
+        decoder_attention_activation (`str`): Of Up-Down's attention, "tanh" or "relu".
+        decoder_attention_bias (`bool`): Biases in Up-Down's attention.
+        embed_global (`bool`): Up-Down embeds the mean of the regions by a layer of its own, as in the public code; else
+            the mean of the embedded regions takes its place.
         dropout (`float`): On regions, states and words, where each captioner has it.
         num_encoder_layers, num_decoder_layers (`int`): Of the transformer captioner.
         transformer_dropout (`float`): Of the transformer captioner.
@@ -88,6 +92,9 @@ class MIAConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
     decoder_hidden_size: int = 512
     attention_hidden_size: int = 49
+    decoder_attention_activation: Literal["tanh", "relu"] = "tanh"
+    decoder_attention_bias: bool = True
+    embed_global: bool = True
     dropout: float | int = 0.5
     num_encoder_layers: int = 6
     num_decoder_layers: int = 6

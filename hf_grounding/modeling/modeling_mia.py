@@ -59,7 +59,8 @@ class MIACaptioningOutput(ModelOutput):
             through the output layer.
         past_key_values: States after the last word. Only with `use_cache`.
         cross_attentions (`tuple` of one `(N, heads, T, n)`): Weight of each row when each word is written. Empty for
-            the two condition decoders, which have no attention. Only with `output_attentions`.
+            the two condition decoders, which have no attention. Only with `output_attentions`; of a training step as
+            far as the longest caption, and 0 behind a caption's end.
         decoder_attentions (`None`): Recurrent decoders have none.
         encoder_last_hidden_state (`(N, n, width)`): The rows that `cross_attentions` weigh.
         encoder_attentions (`tuple` of `(B, 2, heads, n, n)`): Of the module by iteration, visual and textual; `None`
@@ -313,10 +314,12 @@ class MIAModel(MIAPreTrainedModel):
 
 @auto_docstring(custom_intro="Captioner over regions and concepts, refined by mutual iterative attention or not.")
 class MIAForCaptioning(MIAPreTrainedModel, GenerationMixin):
+    _make_decoder = staticmethod(make_decoder)  # a model built on this one may have its own
+
     def __init__(self, config: MIAConfig):
         super().__init__(config)
         self.model = MIAModel(config)
-        self.decoder = make_decoder(config)
+        self.decoder = self._make_decoder(config)
         self.dropout = nn.Dropout(config.dropout)
         self.output = nn.Linear(self.decoder.width, config.vocab_size)
         # Probability that a training step feeds a word of its own in place of the caption's (Bengio et al., 2015).
@@ -375,12 +378,26 @@ class MIAForCaptioning(MIAPreTrainedModel, GenerationMixin):
         outputs = super().generate(*args, **kwargs)
         if isinstance(outputs, ModelOutput) and any(outputs.get("cross_attentions") or ()):
             weights = _attentions_along_beams(outputs, self.config.eos_token_id)
-            for name, traced in self._traced(weights, outputs.encoder_attentions).items():
+            for name, traced in self.trace_attentions(weights, outputs.encoder_attentions).items():
                 outputs[name] = traced
         return outputs
 
-    def _traced(self, weights: torch.Tensor, attentions: tuple[torch.Tensor, ...] | None) -> dict[str, torch.Tensor]:
-        """Weights of rows (num_sequences, T, n) -> of the regions and concepts that are in them."""
+    def trace_attentions(
+        self,
+        weights: torch.Tensor,
+        attentions: tuple[torch.Tensor, ...] | None,
+        image_index: torch.Tensor | None = None,
+    ) -> dict[str, torch.Tensor]:
+        r"""Weights of the decoder's rows -> of the regions and concepts that are in them.
+
+        Args:
+            weights (`(num_captions, T, n)`): Of `cross_attentions`, mean over heads.
+            attentions: `encoder_attentions`, of which rows are traced back by [`trace_rows`].
+            image_index (`(num_captions,)`, *optional*): Default: equally many of each image, one after another.
+
+        Returns:
+            `region_attentions`, `concept_attentions` or both, as far as the rows hold them.
+        """
         names = {"visual": "region_attentions", "textual": "concept_attentions"}
         if attentions is None:
             return {names[self.decoder.attended]: weights}
@@ -388,7 +405,11 @@ class MIAForCaptioning(MIAPreTrainedModel, GenerationMixin):
         traced = {}
         for side in sides:
             origin = trace_rows([iteration[:, list(names).index(side)] for iteration in attentions])  # (B, n, n)
-            traced[names[side]] = weights @ origin.repeat_interleave(len(weights) // len(origin), dim=0)
+            if image_index is None:
+                origin = origin.repeat_interleave(len(weights) // len(origin), dim=0)
+            else:
+                origin = origin.index_select(0, image_index)
+            traced[names[side]] = weights @ origin
         return traced
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
@@ -456,16 +477,16 @@ class MIAForCaptioning(MIAPreTrainedModel, GenerationMixin):
                 "`image_index`."
             )
         if labels is not None and self.training:
-            return MIACaptioningOutput(loss=self._training_loss(decoder_input_ids, labels, memory))
+            loss, weights = self._training_loss(decoder_input_ids, labels, memory)
+            return MIACaptioningOutput(loss=loss, cross_attentions=_as_tuple(weights) if output_attentions else None)
         cache = self.decoder.new_cache() if past_key_values is None else past_key_values
         decoded = self.decoder(decoder_input_ids, memory, cache)
         logits = self.output(self.dropout(decoded.hidden))
-        weights = decoded.attentions
         return MIACaptioningOutput(
             loss=None if labels is None else self._loss(logits, labels),
             logits=logits,
             past_key_values=decoded.cache if use_cache else None,
-            cross_attentions=(() if weights is None else (weights,)) if output_attentions else None,
+            cross_attentions=_as_tuple(decoded.attentions) if output_attentions else None,
             encoder_last_hidden_state=memory.last_hidden_state,
             encoder_attentions=encoder_attentions,
         )
@@ -477,31 +498,46 @@ class MIAForCaptioning(MIAPreTrainedModel, GenerationMixin):
         logits = at_least_float32(logits.flatten(0, -2))
         return F.cross_entropy(logits, labels.flatten(), label_smoothing=smoothing)
 
-    def _training_loss(self, input_ids: torch.Tensor, labels: torch.Tensor, memory: ImageMemory) -> torch.Tensor:
+    def _training_loss(
+        self, input_ids: torch.Tensor, labels: torch.Tensor, memory: ImageMemory
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Loss, and weights (N, heads, T, n) of the rows."""
         lengths = (labels != -100).sum(dim=1)
         order = lengths.argsort(descending=True)  # so that captions that have ended can be left out of each step
         input_ids, labels, memory = input_ids[order], labels[order], memory.of_captions(order)
         if self.scheduled_sampling_prob > 0:
-            hidden = self._decode_with_own_words(input_ids, memory)
+            hidden, weights = self._decode_with_own_words(input_ids, memory)
         else:
             sizes = (lengths[:, None] > torch.arange(labels.shape[1], device=lengths.device)).sum(dim=0).tolist()
-            hidden = self.decoder(input_ids, memory, self.decoder.new_cache(), [size for size in sizes if size]).hidden
+            decoded = self.decoder(input_ids, memory, self.decoder.new_cache(), [size for size in sizes if size])
+            hidden, weights = decoded.hidden, decoded.attentions
         labels = labels[:, : hidden.shape[1]]
         scored = labels != -100
-        return self._loss(self.output(self.dropout(hidden[scored])), labels[scored])
+        if weights is not None:
+            weights = (weights * scored[:, None, :, None])[order.argsort()]
+        return self._loss(self.output(self.dropout(hidden[scored])), labels[scored]), weights
 
-    def _decode_with_own_words(self, input_ids: torch.Tensor, memory: ImageMemory) -> torch.Tensor:
-        """Hidden states (N, T, width) where each word after the first is, by chance, drawn from the model's own."""
-        cache, words, steps = self.decoder.new_cache(), input_ids[:, :1], []
+    def _decode_with_own_words(
+        self, input_ids: torch.Tensor, memory: ImageMemory
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Hidden states (N, T, width), and weights of the rows, where each word after the first is, by chance, drawn
+        from the model's own."""
+        cache, words, steps, weights = self.decoder.new_cache(), input_ids[:, :1], [], []
         for step in range(input_ids.shape[1]):
-            steps.append(self.decoder(words, memory, cache).hidden)
+            decoded = self.decoder(words, memory, cache)
+            steps.append(decoded.hidden)
+            weights.append(decoded.attentions)
             if step + 1 < input_ids.shape[1]:
                 with torch.no_grad():
                     own = self.output(self.dropout(steps[-1][:, 0])).float().softmax(dim=-1).multinomial(1)
                 words = input_ids[:, step + 1, None]
                 chosen = torch.rand(words.shape, device=words.device) < self.scheduled_sampling_prob
                 words = torch.where(chosen, own, words)
-        return torch.cat(steps, dim=1)
+        return torch.cat(steps, dim=1), None if weights[0] is None else torch.cat(weights, dim=2)
+
+
+def _as_tuple(weights: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+    return () if weights is None else (weights,)
 
 
 def _attentions_along_beams(outputs: ModelOutput, end: int) -> torch.Tensor:

@@ -49,16 +49,36 @@ class GroundedCaption:
         region_weights (`np.ndarray` of shape `(num_words, num_regions)`, *optional*): How much each region counted when
             each word was written; `None` for a decoder without attention to regions.
         regions ([`Regions`], *optional*): Those that the weights are of.
+        region_prior (`np.ndarray` of shape `(num_regions,)`, *optional*): How much each region counts whatever the
+            word, sums to 1; of a captioner with Spatial-Semantic attention.
+        object_classes (`dict`, *optional*): Number of each word that names an object -> the object's class; `None` if
+            it is not known which words do.
     """
 
     caption: str
     groundings: list[Grounding]
     region_weights: np.ndarray | None = field(default=None, repr=False, compare=False)
     regions: Regions | None = field(default=None, repr=False, compare=False)
+    region_prior: np.ndarray | None = field(default=None, repr=False, compare=False)
+    object_classes: dict[int, str] | None = field(default=None, repr=False, compare=False)
+
+    def objects(self) -> dict[str, list]:
+        """Of each word that names an object and has a region: its class, its number in the caption, and the box of the
+        region with the largest weight (xyxy, pixels), by the names that evaluators of grounded captions read."""
+        found: dict[str, list] = {"clss": [], "idx_in_sent": [], "bbox": []}
+        if self.region_weights is not None and self.regions is not None:
+            for number, name in sorted((self.object_classes or {}).items()):
+                weights = self.region_weights[number]
+                if not np.isnan(weights).any():
+                    values = (name, number, [float(side) for side in self.regions.boxes[int(weights.argmax())]])
+                    for key, value in zip(found, values, strict=True):
+                        found[key].append(value)
+        return found
 
     def to_dict(self) -> dict[str, Any]:
-        """Caption and groundings, ready for JSON."""
-        return {"caption": self.caption, "groundings": [grounding.to_dict() for grounding in self.groundings]}
+        """Caption and groundings, ready for JSON; where it is known which words are objects, these too."""
+        told = {"caption": self.caption, "groundings": [grounding.to_dict() for grounding in self.groundings]}
+        return told if self.object_classes is None else told | self.objects()
 
 
 def heatmap_points(heatmaps: torch.Tensor, height: int, width: int) -> torch.Tensor:

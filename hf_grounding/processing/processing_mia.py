@@ -13,7 +13,7 @@ from transformers.utils import ModelOutput
 from .grounding import GroundedCaption, Grounding
 from .image_processing_multilevel import MultiLevelGroundingImageProcessorPil
 from .regions import Regions, best_regions, check_grid_fits, grid_boxes, pad_regions
-from .words import Phrase, as_phrase
+from .words import Phrase, as_phrase, token_words
 
 IGNORED = -100  # in labels
 
@@ -29,6 +29,8 @@ class MIAProcessor(ProcessorMixin):
         max_concepts (`int`): Concepts of an image, the most probable ones.
         extraction (`dict`, *optional*): Where regions and concepts of the training came from, which a photo needs as
             well: "detector", "backbone" or "grid", "concept_detector", and further arguments of [`RegionExtractor`].
+        object_words (`dict`, *optional*): Words of captions that name an object -> the object's class. Known, written
+            captions say which of their words are objects.
 
     Raises:
         ValueError: If a number is below 1, or `max_regions` below the number of cells of the extraction's grid.
@@ -41,6 +43,7 @@ class MIAProcessor(ProcessorMixin):
         max_regions: int = 36,
         max_concepts: int = 36,
         extraction: dict[str, Any] | None = None,
+        object_words: dict[str, str] | None = None,
         **kwargs: Any,
     ):
         for name, value in {"max_regions": max_regions, "max_concepts": max_concepts}.items():
@@ -49,8 +52,11 @@ class MIAProcessor(ProcessorMixin):
         check_grid_fits(extraction, max_regions)
         self.max_regions, self.max_concepts = max_regions, max_concepts
         self.extraction = extraction
+        self.object_words = object_words
         self._concept_ids: dict[str, int] = {}
         super().__init__(image_processor or MultiLevelGroundingImageProcessorPil(), tokenizer, **kwargs)
+
+    _region_names: tuple[str, ...] = ("region_features", "region_mask")  # what the model reads of regions
 
     @property
     def model_input_names(self) -> list[str]:
@@ -117,7 +123,7 @@ class MIAProcessor(ProcessorMixin):
                     "and a `--backbone`, or leave the image out."
                 )
         padded = pad_regions(regions, self.max_regions)
-        return {name: torch.from_numpy(padded[name]) for name in ("region_features", "region_mask")}
+        return {name: torch.from_numpy(padded[name]) for name in self._region_names if name in padded}
 
     def _concept_inputs(self, concepts: Sequence[Sequence[str]]) -> dict[str, torch.Tensor]:
         for image, words in enumerate(concepts):
@@ -185,8 +191,9 @@ class MIAProcessor(ProcessorMixin):
 
         Returns:
             One [`GroundedCaption`] for each sequence, those of one image after another. A grounding's box is that of
-            the region with the largest weight, mean over the phrase's words and each word's tokens, which is its score.
-            Captions of a decoder without attention to regions have groundings without boxes.
+            the region with the largest weight, mean over the phrase's words and each word's tokens; its score is that
+            weight, as share of all regions'. Captions of a decoder without attention to regions have groundings without
+            boxes.
 
         Raises:
             ValueError: If regions or phrases do not fit to the outputs, or not just one of regions and sizes is given.
@@ -198,7 +205,9 @@ class MIAProcessor(ProcessorMixin):
                 "`outputs` must be of `model.generate(..., return_dict_in_generate=True, output_attentions=True)`, got "
                 f"{'one without attentions' if isinstance(outputs, ModelOutput) else type(outputs).__name__}."
             )
-        weights = outputs.get("region_attentions")
+        weights, prior = outputs.get("region_attentions"), outputs.get("region_prior")
+        if weights is not None:  # those of Spatial-Semantic attention sum to more than 1
+            weights = weights.float() / weights.float().sum(dim=-1, keepdim=True).clamp(min=1e-6)
         if target_sizes is not None:
             records = _cells(target_sizes, 0 if weights is None else weights.shape[2])
         else:
@@ -222,13 +231,27 @@ class MIAProcessor(ProcessorMixin):
                         f"Image '{record.image_id}' has {len(record)} regions, but `outputs` are of at most "
                         f"{weights.shape[2]}; give the regions that the model was given."
                     )
-                by_word = _mean_by_word(weights[number, :, : len(record)].float().cpu().numpy(), words)
+                by_word = _mean_by_word(weights[number, :, : len(record)].cpu().numpy(), words)
             spans = [Phrase(word, i, i + 1) for i, word in enumerate(caption.split())]
             if phrases is not None:
                 spans = [as_phrase(value, caption) for value in phrases[number]]
             groundings = [_grounding(span, by_word, record.boxes) for span in spans]
-            captions.append(GroundedCaption(caption, groundings, by_word, record))
+            own_prior = None if prior is None else prior[number // per_image, : len(record)].float().cpu().numpy()
+            captions.append(GroundedCaption(caption, groundings, by_word, record, own_prior, self._objects(caption)))
         return captions
+
+    def _objects(self, caption: str) -> dict[int, str] | None:
+        """Number of each word that names an object -> its class."""
+        if self.object_words is None:
+            return None
+        classes = {number: self.object_words.get(word.lower()) for number, word in enumerate(caption.split())}
+        return {number: name for number, name in classes.items() if name is not None}
+
+    def words_of_tokens(self, captions: Sequence[str]) -> list[list[int]]:
+        """For each caption the number of the white-space word that each token of its labels is part of, -1 for none."""
+        encoded = self.tokenizer(list(captions), truncation=True, return_offsets_mapping=True)
+        pairs = zip(captions, encoded["offset_mapping"], strict=True)
+        return [token_words(caption, offsets) for caption, offsets in pairs]
 
     def _words(self, ids: list[int]) -> tuple[str, np.ndarray]:
         """A caption, and for each token the word of it that it is part of; -1 for tokens that are part of none."""

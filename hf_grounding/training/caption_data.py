@@ -15,6 +15,7 @@ from ..metrics.caption_baselines import mean_features
 from ..processing.concepts import read_image_concepts
 from ..processing.paths import below_data_root
 from ..processing.processing_mia import MIAProcessor
+from ..processing.processing_ss_attention import MatchedPhrase, SSAttentionProcessor
 from ..processing.regions import Regions
 from .features import read_photo
 from .recipe import Recipe
@@ -103,7 +104,10 @@ def _withheld(value: Any) -> Any:
         return value  # the processor says what is missing
     height, width = value.image_size
     nothing = np.zeros((1, value.region_features.shape[1]), dtype=np.float32)
-    return Regions(value.image_id, value.image_size, np.array([[0, 0, width, height]]), region_features=nothing)
+    probs = value.class_probs
+    any_class = None if probs is None else np.full((1, probs.shape[1]), 1 / probs.shape[1], dtype=np.float32)
+    whole = np.array([[0, 0, width, height]])
+    return Regions(value.image_id, value.image_size, whole, region_features=nothing, class_probs=any_class)
 
 
 class CaptionsPerImage(torch.utils.data.Dataset):
@@ -121,10 +125,12 @@ class CaptionsPerImage(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         captions = self.captions[index]
+        numbers = list(range(len(captions)))
         if len(captions) > self.captions_per_image:
             rng = random.Random(f"{self.seed}/{self.epoch}/{self.image_ids[index]}")
-            captions = rng.sample(captions, self.captions_per_image)
-        return {"image_id": self.image_ids[index], "captions": captions}
+            numbers = rng.sample(numbers, self.captions_per_image)
+        chosen = [captions[number] for number in numbers]
+        return {"image_id": self.image_ids[index], "captions": chosen, "sentences": numbers}
 
 
 class CaptioningCollator:
@@ -136,6 +142,46 @@ class CaptioningCollator:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         inputs = self.images.read([row["image_id"] for row in rows])
         return dict(self.processor(captions=[row["captions"] for row in rows], **inputs))
+
+
+class GroundedCaptioningCollator(CaptioningCollator):
+    r"""Rows of [`CaptionsPerImage`] -> inputs of [`SSAttentionCaptioner`] with labels and targets.
+
+    Args:
+        rows (`datasets.Dataset`): With "image_id", "phrases", "width" and "height". Phrases of an image are matched
+            with its regions once.
+        grounding_target, attention_targets: As in [`SSAttentionProcessor`].
+    """
+
+    processor: SSAttentionProcessor
+
+    def __init__(
+        self,
+        processor: SSAttentionProcessor,
+        images: ImageInputs,
+        rows: Dataset,
+        *,
+        grounding_target: str = "caption",
+        attention_targets: bool = False,
+    ):
+        super().__init__(processor, images)
+        self.annotations = rows.select_columns(["phrases", "width", "height"])
+        self.position = {image_id: row for row, image_id in enumerate(rows["image_id"])}
+        self.options: dict[str, Any] = {"grounding_target": grounding_target, "attention_targets": attention_targets}
+        self.matched: dict[str, list[MatchedPhrase]] = {}
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        inputs = self.images.read([row["image_id"] for row in rows])
+        phrases = [self._match(row["image_id"], own) for row, own in zip(rows, inputs["regions"], strict=True)]
+        captions, sentences = ([row[name] for row in rows] for name in ("captions", "sentences"))
+        return dict(self.processor(captions=captions, phrases=phrases, sentences=sentences, **inputs, **self.options))
+
+    def _match(self, image_id: str, regions: Regions) -> list[MatchedPhrase]:
+        if image_id not in self.matched:
+            row = self.annotations[self.position[image_id]]
+            matched = self.processor.match_phrases(regions, row["phrases"], (row["height"], row["width"]))
+            self.matched[image_id] = [phrase for phrase in matched if phrase.regions]
+        return self.matched[image_id]
 
 
 def load_images(recipe: Recipe, rows: Dataset, split: str) -> ImageInputs:

@@ -16,6 +16,8 @@ from ..processing.processing_mia import MIAProcessor
 from ..visualization import write_report
 from .caption_data import ImageInputs
 from .common import evaluation_facts
+from .object_grounding import score_given_captions, score_objects
+from .object_words import reference_objects
 from .recipe import Recipe
 from .report import build_caption_report, evenly_spaced
 
@@ -50,18 +52,44 @@ def ground_captions(
     image_ids: Sequence[str],
     *,
     num_beams: int = 1,
+    batch_size: int = 50,
 ) -> list[GroundedCaption]:
     """For each image its caption with the region of each word."""
     model.eval()
-    shown = images.read(image_ids)
-    inputs = processor(**shown).to(model.device)
-    outputs = model.generate(
-        **inputs, num_beams=num_beams, do_sample=False, return_dict_in_generate=True, output_attentions=True
-    )
-    if "regions" in shown:
-        return processor.post_process_grounded_captions(outputs, shown["regions"])
-    sizes = [(photo.height, photo.width) for photo in shown["images"]]
-    return processor.post_process_grounded_captions(outputs, target_sizes=sizes)
+    captions: list[GroundedCaption] = []
+    for start in range(0, len(image_ids), batch_size):
+        shown = images.read(image_ids[start : start + batch_size])
+        inputs = processor(**shown).to(model.device)
+        outputs = model.generate(
+            **inputs, num_beams=num_beams, do_sample=False, return_dict_in_generate=True, output_attentions=True
+        )
+        where: dict[str, Any] = {"regions": shown.get("regions")}
+        if "regions" not in shown:
+            where = {"target_sizes": [(photo.height, photo.width) for photo in shown["images"]]}
+        captions += processor.post_process_grounded_captions(outputs, **where)
+    return captions
+
+
+def measure_objects(
+    model: MIAForCaptioning, processor: MIAProcessor, rows: Dataset, images: ImageInputs
+) -> dict[str, Any] | None:
+    r"""Grounding of the objects that are named, in captions written greedily and in people's.
+
+    Returns:
+        What [`score_objects`] returns, and "given_captions" of [`score_given_captions`]; `None` for a captioner that
+        does not attend to detected regions, or data without phrases of its object classes.
+    """
+    if not processor.object_words or images.regions is None or "phrases" not in rows.column_names:
+        return None
+    classes = sorted(set(processor.object_words.values()))
+    annotations = rows.select_columns(["captions", "phrases"])
+    if not any(caption["classes"] for row in annotations for caption in reference_objects(row, classes)):
+        return None
+    written = ground_captions(model, processor, images, rows["image_id"][:])
+    if written[0].region_weights is None:
+        return None
+    given = score_given_captions(model, processor, images, rows, classes)
+    return score_objects(written, rows, classes) | {"given_captions": given}
 
 
 def score_captions(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Any]:
@@ -92,10 +120,14 @@ def measure_captioner(
     images: ImageInputs,
     training: tuple[Dataset, ImageInputs] | None = None,
 ) -> dict[str, Any]:
-    """Scores of the captions of a split, written with the recipe's beams, and of [`measure_baselines`]."""
+    """Scores of the captions of a split, written with the recipe's beams; of [`measure_objects`], where it says
+    something, as "objects"; and of [`measure_baselines`]."""
     num_beams = recipe.captions.num_beams
     captions = write_captions(model, processor, images, rows["image_id"], num_beams=num_beams)
     results = score_captions(captions, rows["captions"][:])
+    objects = measure_objects(model, processor, rows, images)
+    if objects is not None:
+        results["objects"] = objects
     results["baselines"] = measure_baselines(rows, images, training)
     facts = {"num_beams": num_beams, "image_withheld": images.withheld}
     return results | facts | evaluation_facts(split, rows)

@@ -19,11 +19,21 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traine
 
 from ..metrics.caption_metrics import compute_caption_metrics
 from ..modeling.configuration_mia import MIAConfig
+from ..modeling.configuration_ss_attention import SSAttentionConfig
 from ..modeling.modeling_mia import MIAForCaptioning
+from ..modeling.modeling_ss_attention import SSAttentionCaptioner
 from ..processing.caption_tokenizers import train_caption_tokenizer
+from ..processing.paths import below_data_root
 from ..processing.processing_mia import MIAProcessor
+from ..processing.processing_ss_attention import SSAttentionProcessor
 from .arguments import RecipeTrainingArguments
-from .caption_data import CaptioningCollator, CaptionsPerImage, ImageInputs, load_images
+from .caption_data import (
+    CaptioningCollator,
+    CaptionsPerImage,
+    GroundedCaptioningCollator,
+    ImageInputs,
+    load_images,
+)
 from .caption_evaluation import measure_captioner, report_captioner, write_captions
 from .checkpoints import start_from
 from .common import (
@@ -37,10 +47,16 @@ from .common import (
     training_facts,
     write_results,
 )
+from .object_words import head_nouns, object_words, read_object_classes
 from .recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
+# system -> its settings, its model and its processor
+CAPTIONERS: dict[str, tuple[type[MIAConfig], type[MIAForCaptioning], type[MIAProcessor]]] = {
+    "mia": (MIAConfig, MIAForCaptioning, MIAProcessor),
+    "ss_attention": (SSAttentionConfig, SSAttentionCaptioner, SSAttentionProcessor),
+}
 METRICS = ("cider_d", "bleu_4", "rouge_l")  # of an evaluation during training; none needs Java
 
 
@@ -225,12 +241,14 @@ def _set_learning_rate(optimizer: torch.optim.Optimizer, parameters: set[torch.n
 
 
 def build_captioner(
-    recipe: Recipe, captions: Sequence[Sequence[str]], feature_dim: int | None
+    recipe: Recipe, captions: Sequence[Sequence[str]], feature_dim: int | None, num_object_classes: int | None = None
 ) -> tuple[MIAForCaptioning, MIAProcessor]:
     """Untrained model and processor of a recipe; the vocabulary is that of `captions`.
 
     `feature_dim` is that of the regions; `None` for a recipe with a `backbone`, which makes its own.
+    `num_object_classes` is that of their `class_probs`, if they have any.
     """
+    config_class, model_class, processor_class = CAPTIONERS[recipe.system]
     settings, sources = recipe.captions, recipe.images
     tokenizer = train_caption_tokenizer(
         (caption for row in captions for caption in row),
@@ -245,13 +263,14 @@ def build_captioner(
         (level,) = recipe.backbone.levels
         vision = {"backbone_config": network.config, "backbone_level": level}
         vision["feature_dim"] = level_channels(network, [level])[0]
-    config = MIAConfig(
+    if recipe.system == "ss_attention" and num_object_classes is not None:
+        vision["num_object_classes"] = num_object_classes
+    config = config_class(
         vocab_size=len(tokenizer),
-        **vision,
         **{name: getattr(tokenizer, name) for name in special},
-        **recipe.model,
+        **vision | recipe.model,
     )
-    model = MIAForCaptioning(config)
+    model = model_class(config)
     if network is not None:
         if model.model.backbone is None:
             raise ValueError(f"The decoder '{config.decoder_type}' reads concepts alone; leave `backbone` out.")
@@ -263,8 +282,31 @@ def build_captioner(
         generation.length_penalty = 0.0
     never = {getattr(tokenizer, name) for name in special} - {tokenizer.eos_token_id}
     generation.suppress_tokens = sorted(never)  # a word that nobody can read is no word
-    sizes = {"max_regions": sources.max_regions, "max_concepts": sources.max_concepts}
-    return model, MIAProcessor(image_processor, tokenizer, extraction=sources.extraction, **sizes)
+    sizes: dict[str, Any] = {"max_regions": sources.max_regions, "max_concepts": sources.max_concepts}
+    return model, processor_class(image_processor, tokenizer, extraction=sources.extraction, **sizes)
+
+
+def _objects_of(recipe: Recipe, processor: MIAProcessor, rows: Dataset) -> dict[str, str] | None:
+    """The vocabulary's words that name objects; `None` if neither a list nor the data say which are classes."""
+    if recipe.captions.object_classes is not None:
+        classes = read_object_classes(Path(below_data_root(recipe.captions.object_classes)))
+    else:
+        classes = head_nouns(rows, recipe.captions.min_object_count)
+    special = set(processor.tokenizer.all_special_tokens)
+    return object_words(processor.tokenizer.get_vocab().keys() - special, classes) or None
+
+
+def _collator(model: MIAForCaptioning, processor: MIAProcessor, images: ImageInputs, rows: Dataset) -> Any:
+    config = model.config
+    if not isinstance(processor, SSAttentionProcessor) or not isinstance(config, SSAttentionConfig):
+        return CaptioningCollator(processor, images)
+    return GroundedCaptioningCollator(
+        processor,
+        images,
+        rows,
+        grounding_target=config.grounding_target,
+        attention_targets=config.attention_loss_weight > 0,
+    )
 
 
 def train_captioner(recipe: Recipe, output_dir: str | os.PathLike, *, resume: bool = False) -> dict[str, Any]:
@@ -278,13 +320,20 @@ def train_captioner(recipe: Recipe, output_dir: str | os.PathLike, *, resume: bo
     train_rows, eval_rows = load_split(recipe, train_split), load_split(recipe, eval_split)
     train_images = load_images(recipe, train_rows, train_split)
     eval_images = load_images(recipe, eval_rows, eval_split)
-    feature_dim = None
+    feature_dim = num_object_classes = None
     if train_images.regions is not None:
-        features = train_images.regions[train_rows["image_id"][0]].region_features
-        if features is None:
+        first = train_images.regions[train_rows["image_id"][0]]
+        if first.region_features is None:
             raise ValueError("The regions have no features; extract them again with a `--backbone`.")
-        feature_dim = features.shape[1]
-    model, processor = build_captioner(recipe, train_rows["captions"][:], feature_dim)
+        feature_dim = first.region_features.shape[1]
+        num_object_classes = None if first.class_probs is None else first.class_probs.shape[1]
+    model, processor = build_captioner(recipe, train_rows["captions"][:], feature_dim, num_object_classes)
+    processor.object_words = _objects_of(recipe, processor, train_rows)
+    if isinstance(model.config, SSAttentionConfig) and model.config.reads_classes and num_object_classes is None:
+        raise ValueError(
+            "The regions have no class probabilities, which this captioner reads; extract them with a detector "
+            "(`--detector`), or set `ss_semantic_input: visual`."
+        )
     if model.config.uses_concepts and train_images.concepts is None:
         raise ValueError(
             "This captioner reads concepts, and section `regions` names no `concepts`; make them with `hf-grounding "
@@ -295,7 +344,7 @@ def train_captioner(recipe: Recipe, output_dir: str | os.PathLike, *, resume: bo
         args=args,
         train_dataset=CaptionsPerImage(train_rows, args.captions_per_image, args.seed),
         eval_dataset=eval_rows,
-        data_collator=CaptioningCollator(processor, train_images),
+        data_collator=_collator(model, processor, train_images, train_rows),
         processor=processor,
         eval_images=eval_images,
     )
@@ -317,8 +366,9 @@ def evaluate_captioner(
     r"""Measures a trained captioner on a split of its recipe's data; see `run.evaluate`."""
     rows = load_split(recipe, split)
     images = load_images(recipe, rows, split)
-    model = MIAForCaptioning.from_pretrained(model_dir).to(PartialState().device)
-    processor = MIAProcessor.from_pretrained(model_dir)
+    _, model_class, processor_class = CAPTIONERS[recipe.system]
+    model = model_class.from_pretrained(model_dir).to(PartialState().device)
+    processor = processor_class.from_pretrained(model_dir)
     results = measure_captioner(model, processor, recipe, split, rows, images, _training_images(recipe))
     if report is not None:
         title = f"{Path(model_dir).resolve().name} on {split}: {recipe.description}"

@@ -102,15 +102,17 @@ class RegionSettings:
 @strict
 @dataclass
 class CaptionSettings:
-    """Vocabulary of a captioner, and how it writes when it is measured."""
+    """Vocabulary of a captioner, how it writes when it is measured, and which of its words name objects."""
 
     convention: Literal["mia", "up_down"] = "mia"
     min_count: int | None = None  # default: the convention's
     max_words: int | None = None  # default: the convention's
     num_beams: int = 3
+    object_classes: str | None = None  # file of class names, one a line; default: last words of the training's phrases
+    min_object_count: int = 20  # of phrases with boxes, for such a word to be a class
 
     def validate_sizes(self) -> None:
-        _check_positive(self, "min_count", "max_words", "num_beams")
+        _check_positive(self, "min_count", "max_words", "num_beams", "min_object_count")
 
 
 def _check_positive(settings: Any, *names: str) -> None:
@@ -141,7 +143,7 @@ class Recipe:
     model: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
-    system: Literal["multilevel_grounding", "concept_detector", "mia"] = "multilevel_grounding"
+    system: Literal["multilevel_grounding", "concept_detector", "mia", "ss_attention"] = "multilevel_grounding"
 
     @property
     def network(self) -> BackboneSettings:
@@ -239,12 +241,14 @@ _SECTIONS = {
     "multilevel_grounding": ("backbone", "text", "evaluation"),
     "concept_detector": ("backbone",),
     "mia": ("regions", "captions", "backbone"),
+    "ss_attention": ("regions", "captions"),
 }
 
 SYSTEM_NOUNS = {
     "multilevel_grounding": "phrase grounding model",
     "concept_detector": "concept detector",
     "mia": "captioner",
+    "ss_attention": "grounded captioner",
 }
 
 # Settings of a model that the run finds out itself: from backbone, vocabulary and the captions' words.
@@ -260,6 +264,7 @@ def _classes(values: dict[str, Any]) -> tuple[type, type]:
     from ..modeling.configuration_concepts import ConceptDetectorConfig
     from ..modeling.configuration_mia import MIAConfig
     from ..modeling.configuration_multilevel import MultiLevelGroundingConfig
+    from ..modeling.configuration_ss_attention import SSAttentionConfig
     from .captioning import CaptioningTrainingArguments
     from .concepts import ConceptTrainingArguments
     from .grounding_trainer import GroundingTrainingArguments
@@ -268,6 +273,7 @@ def _classes(values: dict[str, Any]) -> tuple[type, type]:
         "multilevel_grounding": (MultiLevelGroundingConfig, GroundingTrainingArguments),
         "concept_detector": (ConceptDetectorConfig, ConceptTrainingArguments),
         "mia": (MIAConfig, CaptioningTrainingArguments),
+        "ss_attention": (SSAttentionConfig, CaptioningTrainingArguments),
     }
     return classes[_system(values)]
 

@@ -155,7 +155,8 @@ def result_tables(results: Mapping[str, Any]) -> list[Table]:
     if "concepts" in results:
         return _concept_tables(results["concepts"], results["baselines"])
     if "captions" in results:
-        return [_caption_table(results["captions"], results["baselines"])]
+        tables = [_caption_table(results["captions"], results["baselines"])]
+        return tables + ([_object_table(results["objects"])] if "objects" in results else [])
     pointing, correctness = results["model"], results["attention_correctness"]
     baselines = results["baselines"]
     categories = sorted(pointing["by_category"], key=lambda name: -pointing["by_category"][name]["count"])
@@ -230,6 +231,25 @@ def _caption_table(captions: Mapping[str, Any], baselines: Mapping[str, Mapping[
     }
     absent = [f"{name.upper()} is absent: {why}" for name, why in captions["absent"].items()]
     return Table("Captions, x 100", rows, " ".join([*(notes[name] for name in baselines), *absent]))
+
+
+def _object_table(objects: Mapping[str, Any]) -> Table:
+    given, best = objects["given_captions"], objects["oracle"]
+    row = {
+        "F1 all": _percent(objects["f1_all"]),
+        "F1 loc": _percent(objects["f1_loc"]),
+        "F1 all, best regions": _percent(best["f1_all"]),
+        "F1 loc, best regions": _percent(best["f1_loc"]),
+        "objects found by a region": _percent(objects["region_recall"]),
+        "accuracy in people's captions": _percent(given["grounding_accuracy"]),
+        "attention correctness": _percent(given["attention_correctness"]),
+        "classes": objects["num_classes"],
+    }
+    note = (
+        "F1 of captions written greedily, mean over classes; best regions: if each object word had the region that "
+        "fits it best. Accuracy and attention correctness: of the objects in people's captions, word by word."
+    )
+    return Table("Grounding of objects, %", [row], note)
 
 
 def _level_table(levels: Mapping[str, Any], categories: Sequence[str]) -> Table:

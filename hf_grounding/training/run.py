@@ -27,7 +27,7 @@ from ..processing.paths import below_data_root
 from ..processing.processing_multilevel import MultiLevelGroundingProcessor
 from ..processing.words import train_word_tokenizer
 from ..visualization import write_report
-from .captioning import evaluate_captioner, train_captioner
+from .captioning import CAPTIONERS, evaluate_captioner, train_captioner
 from .checkpoints import start_from
 from .common import (
     REPORT_FILE,
@@ -98,7 +98,7 @@ def train(recipe: Recipe, output_dir: str | os.PathLike, *, resume: bool = False
     """
     if recipe.system == "concept_detector":
         return train_concepts(recipe, output_dir, resume=resume)
-    if recipe.system == "mia":
+    if recipe.system in CAPTIONERS:
         return train_captioner(recipe, output_dir, resume=resume)
     output_dir = Path(output_dir)
     checkpoint = start_from(output_dir, recipe, resume=resume)
@@ -193,7 +193,7 @@ def evaluate(
     split = split or settings.dataset.eval_split
     if settings.system == "concept_detector":
         return evaluate_concepts(model_dir, settings, split, report)
-    if settings.system == "mia":
+    if settings.system in CAPTIONERS:
         return evaluate_captioner(model_dir, settings, split, report)
     rows = load_split(settings, split)
     model = MultiLevelGroundingModel.from_pretrained(model_dir).to(PartialState().device)

@@ -65,6 +65,38 @@ def test_regions_of_another_source_may_be_named(photo, model, sources):
     assert all(word["box"][2] - word["box"][0] == 45 for word in words)
 
 
+@pytest.fixture
+def grounded(sources, tmp_path):
+    words = {"dog": "dog", "cat": "cat", "car": "car", "grass": "grass"}
+    return save_captioner(
+        tmp_path / "grounded", sources.extraction, "ss_attention", words, num_object_classes=3, mia_iterations=0
+    )
+
+
+def test_a_grounded_captioner_tells_its_objects_as_evaluate_reads_them(photo, grounded, tmp_path):
+    answer = run("caption", photo, "--model", grounded, "--draw", tmp_path / "out.png", "--json")
+    assert answer.code == 0, answer.err
+    told, words = json.loads(answer.out), json.loads(answer.out)["caption"].split()
+    objects = [number for number, word in enumerate(words) if word in ("dog", "cat", "car", "grass")]
+    assert told["idx_in_sent"] == objects
+    assert told["clss"] == [words[number] for number in objects]
+    assert told["bbox"] == [told["groundings"][number]["box"] for number in objects]
+    assert Image.open(tmp_path / "out.png").width == 1000
+    results, references = tmp_path / "results.json", tmp_path / "references.json"
+    results.write_text(json.dumps([{"image_id": "1", **told}]))
+    reference = {"tokens": words, "classes": told["clss"], "indices": told["idx_in_sent"], "boxes": told["bbox"]}
+    references.write_text(json.dumps({"1": [reference]}))
+    scores = json.loads(run("evaluate", results, "--annotations", references, "--json").out)
+    assert "f1_all" in json.dumps(scores)
+
+
+def test_a_grounded_captioner_of_other_classes_says_what_it_reads(photo, sources, tmp_path):
+    model = save_captioner(tmp_path / "model", sources.extraction, "ss_attention", num_object_classes=9)
+    answer = run("caption", photo, "--model", model)
+    assert answer.code == 1
+    assert "but the model reads 9 (`config.num_object_classes`)" in answer.err
+
+
 def test_a_model_that_reads_photos_needs_no_detector(photo, sources, tmp_path):
     extraction = {"concept_detector": str(sources.concept_detector)}
     backbone = {"backbone_config": BACKBONE, "decoder_type": "visual_attention"}
@@ -113,7 +145,7 @@ def test_words_of_a_model_without_attention_to_regions_have_no_box(photo, source
         (
             ["caption", "{photo}", "--model", "{other}"],
             1,
-            "Model '.*' cannot be loaded: it is a concept_detector, no mia",
+            "Model '.*' cannot be loaded: it is a concept_detector, no mia or ss_attention",
         ),
         (["caption", "{photo}s", "--model", "{model}"], 1, r"No photo '.*photo\.pngs'"),
         (

@@ -13,7 +13,7 @@ from hf_grounding.modeling.mutual_iterative_attention import trace_rows
 from tests.captioners import CASE_IDS, CASES, END, PAD, REGION_MASK, START, inputs_of, small_captioner, small_inputs
 
 LENGTH = 6
-MODES = [("visual_condition", 2), ("up_down", 2), ("transformer", 0)]
+MODES = [("visual_condition", 2), ("up_down", 2), ("transformer", 0), ("ss_attention", 0)]
 
 
 def model_of(name: str, iterations: int, **settings: Any) -> MIAForCaptioning:
@@ -41,7 +41,7 @@ def greedy_by_hand(model: MIAForCaptioning, inputs: dict[str, torch.Tensor], pen
 
 @pytest.mark.parametrize("name, iterations", CASES, ids=CASE_IDS)
 def test_one_beam_is_the_most_probable_word_each_time_with_and_without_cache(name, iterations):
-    model, inputs = model_of(name, iterations), small_inputs()
+    model, inputs = model_of(name, iterations), small_inputs(name)
     expected = greedy_by_hand(model, inputs)
     for use_cache in (True, False):
         found = model.generate(**inputs, num_beams=1, do_sample=False, max_new_tokens=LENGTH, use_cache=use_cache)
@@ -52,12 +52,12 @@ def test_one_beam_is_the_most_probable_word_each_time_with_and_without_cache(nam
 def test_beams_of_a_batch_are_those_of_each_image_alone_with_and_without_cache(name, iterations):
     model = model_of(name, iterations)
     options = {"num_beams": 3, "max_new_tokens": LENGTH, "return_dict_in_generate": True, "output_scores": True}
-    found = model.generate(**small_inputs(), **options)
-    uncached = model.generate(**small_inputs(), **options, use_cache=False)
+    found = model.generate(**small_inputs(name), **options)
+    uncached = model.generate(**small_inputs(name), **options, use_cache=False)
     assert torch.equal(uncached.sequences, found.sequences)
     torch.testing.assert_close(uncached.sequences_scores, found.sequences_scores, rtol=1e-4, atol=1e-5)
     for image in range(3):
-        alone = model.generate(**inputs_of(image), **options)
+        alone = model.generate(**inputs_of(image, name), **options)
         length = alone.sequences.shape[1]
         assert torch.equal(found.sequences[image, :length], alone.sequences[0])
         assert not written(found.sequences)[image, length - 1 :].any()
@@ -74,11 +74,13 @@ def written(sequences: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def taught(model: MIAForCaptioning, sequences: torch.Tensor) -> dict[str, torch.Tensor]:
+def taught(
+    model: MIAForCaptioning, inputs: dict[str, torch.Tensor], sequences: torch.Tensor
+) -> dict[str, torch.Tensor]:
     """Weights of regions and concepts when the model is given the words, and not its own beams."""
     index = torch.arange(3).repeat_interleave(len(sequences) // 3)
     words = {"decoder_input_ids": sequences[:, :-1], "image_index": index, "output_attentions": True}
-    outputs = model(**small_inputs(), **words)
+    outputs = model(**inputs, **words)
     weights = outputs.cross_attentions[0].mean(dim=1).masked_fill(~written(sequences)[..., None], 0)
     if outputs.encoder_attentions is None:
         return {"visual": weights, "textual": weights}
@@ -109,6 +111,8 @@ ABOUT = [
     ("transformer", 2, "visual", ["visual"]),
     ("concept_attention", 2, "textual", ["textual"]),
     ("visual_condition", 2, "textual", []),
+    ("ss_attention", 0, "both", ["visual"]),
+    ("ss_attention", 2, "both", ["visual", "textual"]),
 ]
 SEARCHES = {
     "beams": {"num_beams": 3, "num_return_sequences": 2},
@@ -124,15 +128,16 @@ def test_each_word_says_which_regions_and_concepts_it_is_about_along_its_beam(na
     model = model_of(name, iterations, mia_output=output)
     options = {"max_new_tokens": LENGTH, "return_dict_in_generate": True, "output_attentions": True}
     torch.manual_seed(0)
-    found = model.generate(**small_inputs(), **options, **SEARCHES[search])
+    found = model.generate(**small_inputs(name), **options, **SEARCHES[search])
     names = {"visual": "region_attentions", "textual": "concept_attentions"}
     assert {name for name in names.values() if name in found} == {names[kind] for kind in kinds}
-    expected = taught(model, found.sequences) if kinds else {}
+    expected = taught(model, small_inputs(name), found.sequences) if kinds else {}
     for kind in kinds:
         actual = found[names[kind]]
         assert actual.shape == (len(found.sequences), found.sequences.shape[1] - 1, 4)
         torch.testing.assert_close(actual, expected[kind], rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(actual.sum(dim=-1), written(found.sequences).float())
+        total = 1.5 if name == "ss_attention" else 1.0  # 1 + lambda
+        torch.testing.assert_close(actual.sum(dim=-1), total * written(found.sequences).float())
     if "visual" in kinds:
         real = REGION_MASK.repeat_interleave(len(found.sequences) // 3, dim=0)
         assert found.region_attentions.masked_select((real == 0)[:, None]).eq(0).all()
@@ -162,7 +167,7 @@ def test_sampling_repeats_with_its_seed(name, iterations, beams):
 
     def sample(seed):
         torch.manual_seed(seed)
-        return model.generate(**small_inputs(), **options)
+        return model.generate(**small_inputs(name), **options)
 
     assert torch.equal(sample(0), sample(0))
     assert not all(torch.equal(sample(0), sample(seed)) for seed in (1, 2))
@@ -181,19 +186,19 @@ def test_samples_have_the_models_probabilities():
 def test_scores_of_words_along_a_beam_are_their_log_probabilities(name, iterations):
     model = model_of(name, iterations)
     options = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": LENGTH, "length_penalty": 0.0}
-    found = model.generate(**small_inputs(), **options, return_dict_in_generate=True, output_scores=True)
+    found = model.generate(**small_inputs(name), **options, return_dict_in_generate=True, output_scores=True)
     scores = model.compute_transition_scores(found.sequences, found.scores, found.beam_indices)
     torch.testing.assert_close(scores.sum(dim=1), found.sequences_scores, rtol=1e-4, atol=1e-5)
     index = torch.arange(3).repeat_interleave(2)
     with torch.no_grad():
-        logits = model(**small_inputs(), decoder_input_ids=found.sequences[:, :-1], image_index=index).logits
+        logits = model(**small_inputs(name), decoder_input_ids=found.sequences[:, :-1], image_index=index).logits
     expected = logits.log_softmax(dim=-1).gather(2, found.sequences[:, 1:, None])[..., 0]
     torch.testing.assert_close(scores, expected * written(found.sequences), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name, iterations", MODES)
 def test_a_repetition_penalty_is_that_of_a_loop_by_hand(name, iterations):
-    model, inputs = model_of(name, iterations), small_inputs()
+    model, inputs = model_of(name, iterations), small_inputs(name)
     found = model.generate(**inputs, num_beams=1, do_sample=False, max_new_tokens=LENGTH, repetition_penalty=3.0)
     assert torch.equal(found, greedy_by_hand(model, inputs, penalty=3.0))
 
@@ -234,13 +239,13 @@ def test_captions_of_photos_are_those_of_the_cells_of_their_map(beams):
 
 @pytest.mark.parametrize("name, iterations", CASES, ids=CASE_IDS)
 def test_captions_can_be_written_in_bfloat16(name, iterations):
-    model, inputs = model_of(name, iterations).bfloat16(), small_inputs()
+    model, inputs = model_of(name, iterations).bfloat16(), small_inputs(name)
     inputs["region_features"] = inputs["region_features"].bfloat16()
     options = {"num_beams": 2, "max_new_tokens": LENGTH, "return_dict_in_generate": True, "output_scores": True}
     found = model.generate(**inputs, **options, output_logits=True)
     assert all(logits.isfinite().all() for logits in found.logits)
     assert found.sequences_scores.isfinite().all()
-    nearly = model_of(name, iterations)(**small_inputs(), decoder_input_ids=torch.full((3, 1), START)).logits[:, 0]
+    nearly = model_of(name, iterations)(**small_inputs(name), decoder_input_ids=torch.full((3, 1), START)).logits[:, 0]
     # bfloat16 keeps 8 bits; the first beam of each image stands for it
     torch.testing.assert_close(found.logits[0][::2].float(), nearly, rtol=0.1, atol=0.3)
 

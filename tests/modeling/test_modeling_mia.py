@@ -46,7 +46,8 @@ def pixels() -> torch.Tensor:
 class CaptionerTesterMixin(ModelTesterMixin):
     def of_old_words(self, outputs, num_words):
         logits = outputs["logits.0"][..., :num_words]
-        return {**{name: x for name, x in outputs.items() if name != "loss.0"}, "logits.0": logits}
+        kept = {name: x for name, x in outputs.items() if name not in ("loss.0", "caption_loss.0")}
+        return {**kept, "logits.0": logits}
 
 
 class TestUpDownWithMIA(CaptionerTesterMixin):
@@ -159,7 +160,7 @@ def test_a_stage_that_the_backbone_has_not_is_named():
 
 @pytest.mark.parametrize("name, tied", [("up_down", True), ("concept_attention", True), ("up_down", False)])
 def test_auto_classes_load_the_captioner_and_its_base_model_from_one_checkpoint(tmp_path, name, tied):
-    model, inputs = small_captioner(name, tie_word_embeddings=tied), small_inputs()
+    model, inputs = small_captioner(name, tie_word_embeddings=tied), small_inputs(name)
     model.save_pretrained(tmp_path)
     assert type(AutoConfig.from_pretrained(tmp_path)) is MIAConfig
     captioner = AutoModelForImageTextToText.from_pretrained(tmp_path)
@@ -176,9 +177,9 @@ def test_auto_classes_load_the_captioner_and_its_base_model_from_one_checkpoint(
 
 @pytest.mark.parametrize("name, iterations", CASES, ids=CASE_IDS)
 def test_every_captioner_can_be_saved_and_loaded(tmp_path, name, iterations):
-    model, inputs = small_captioner(name, iterations), {**small_inputs(), "labels": LABELS}
+    model, inputs = small_captioner(name, iterations), {**small_inputs(name), "labels": LABELS}
     model.save_pretrained(tmp_path)
-    loaded, info = MIAForCaptioning.from_pretrained(tmp_path, output_loading_info=True)
+    loaded, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
     assert {kind: keys for kind, keys in info.items() if keys} == {}
     torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits)
 
@@ -209,7 +210,7 @@ def captions() -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", DECODERS)
 @torch.no_grad()
 def test_only_as_many_concepts_as_regions_are_used(name):
-    model, inputs = small_captioner(name), small_inputs()
+    model, inputs = small_captioner(name), small_inputs(name)
     expected = model(**inputs, **captions()).logits
     more = torch.tensor([[6, 8], [10, 11], [12, 4]])
     inputs["concept_ids"] = torch.cat([inputs["concept_ids"], more], dim=1)
@@ -220,7 +221,7 @@ def test_only_as_many_concepts_as_regions_are_used(name):
 @pytest.mark.parametrize("name", DECODERS)
 @torch.no_grad()
 def test_fewer_concepts_than_regions_are_filled_up_with_the_pad_word(name):
-    model, inputs = small_captioner(name, pad_token_id=3), small_inputs()
+    model, inputs = small_captioner(name, pad_token_id=3), small_inputs(name)
     inputs["concept_ids"], inputs["concept_mask"] = inputs["concept_ids"][:, :2], inputs["concept_mask"][:, :2]
     expected = model(**inputs, **captions()).logits
     for word in (3, 10):  # what stands under the mask is of no account
@@ -324,9 +325,9 @@ def test_untied_tables_are_two_through_saving_and_resizing(tmp_path):
 @torch.no_grad()
 def test_a_batch_equals_its_images_alone_without_padding(name, iterations):
     model = small_captioner(name, iterations)
-    logits = model(**small_inputs(), **captions()).logits
+    logits = model(**small_inputs(name), **captions()).logits
     for image in range(3):
-        alone = model(**inputs_of(image), decoder_input_ids=captions()["decoder_input_ids"][image, None]).logits
+        alone = model(**inputs_of(image, name), decoder_input_ids=captions()["decoder_input_ids"][image, None]).logits
         torch.testing.assert_close(logits[image], alone[0], rtol=1e-4, atol=1e-5)
 
 
@@ -335,7 +336,11 @@ def more_padding(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     longer = {name: pad(inputs[name], (0, 2)) for name in ("region_mask", "concept_mask", "concept_ids")}
     features = pad(inputs["region_features"], (0, 0, 0, 2))
     features.masked_fill_(longer["region_mask"][..., None] == 0, 1e3)
+    of_regions = {name: pad(inputs[name], (0, 0, 0, 2)) for name in ("boxes", "class_probs") if name in inputs}
+    for values in of_regions.values():
+        values.masked_fill_(longer["region_mask"][..., None] == 0, 0.9)
     return {
+        **of_regions,
         **longer,
         "region_features": features,
         "concept_ids": longer["concept_ids"].masked_fill(longer["concept_mask"] == 0, 10),
@@ -345,7 +350,7 @@ def more_padding(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name, iterations", CASES, ids=CASE_IDS)
 @torch.no_grad()
 def test_padding_and_what_stands_in_it_change_nothing(name, iterations):
-    model, inputs = small_captioner(name, iterations), small_inputs()
+    model, inputs = small_captioner(name, iterations), small_inputs(name)
     expected = model(**inputs, **captions(), output_attentions=True)
     actual = model(**more_padding(inputs), **captions(), output_attentions=True)
     torch.testing.assert_close(actual.logits, expected.logits, rtol=1e-4, atol=1e-5)
@@ -360,10 +365,10 @@ def test_padding_and_what_stands_in_it_change_nothing(name, iterations):
 def test_captions_of_one_image_share_it_and_equal_each_alone(name, iterations):
     model, index = small_captioner(name, iterations), torch.tensor([0, 0, 2, 1, 2])
     words = torch.tensor([[1, 5, 9], [1, 4, 6], [1, 7, 2], [1, 12, 12], [1, 3, 8]])
-    batch = model(**small_inputs(), decoder_input_ids=words, image_index=index, labels=words)
+    batch = model(**small_inputs(name), decoder_input_ids=words, image_index=index, labels=words)
     assert batch.logits.shape == (5, 3, 13)
     for caption, image in enumerate(index.tolist()):
-        alone = model(**inputs_of(image), decoder_input_ids=words[caption, None])
+        alone = model(**inputs_of(image, name), decoder_input_ids=words[caption, None])
         torch.testing.assert_close(batch.logits[caption], alone.logits[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(batch.loss, cross_entropy(batch.logits.flatten(0, 1), words.flatten()))
 
@@ -371,7 +376,7 @@ def test_captions_of_one_image_share_it_and_equal_each_alone(name, iterations):
 @pytest.mark.parametrize("name, iterations", CASES, ids=CASE_IDS)
 def test_a_training_step_has_the_loss_and_gradients_of_all_words_though_ended_captions_are_left_out(name, iterations):
     model = without_dropout(name, iterations, label_smoothing=0.1)
-    inputs = {**small_inputs(), "labels": LABELS[[0, 1, 2, 0]], "image_index": torch.tensor([0, 1, 2, 1])}
+    inputs = {**small_inputs(name), "labels": LABELS[[0, 1, 2, 0]], "image_index": torch.tensor([0, 1, 2, 1])}
     expected = model(**inputs)
     expected.loss.backward()
     gradients = {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
@@ -407,7 +412,7 @@ def test_labels_become_inputs_one_place_later_behind_the_start():
 
 def test_dropout_makes_training_steps_differ_and_evaluation_not():
     for name in DECODERS:
-        model, inputs = small_captioner(name), {**small_inputs(), "labels": LABELS}
+        model, inputs = small_captioner(name), {**small_inputs(name), "labels": LABELS}
         assert model(**inputs).loss == model(**inputs).loss
         model.train()
         assert model(**inputs).loss != model(**inputs).loss, name
@@ -449,7 +454,7 @@ def test_scheduled_sampling_replaces_the_share_of_words_that_it_is_told_to():
 def test_gradients_flow_through_words_of_ones_own(name):
     model = without_dropout(name, 2).train()
     model.scheduled_sampling_prob = 0.5
-    model(**small_inputs(), labels=LABELS).loss.backward()
+    model(**small_inputs(name), labels=LABELS).loss.backward()
     for parameter in (model.output.weight, model.decoder.embed_words.weight, model.model.project_regions.linear.weight):
         assert parameter.grad.isfinite().all()
         assert parameter.grad.abs().max() > 1e-4

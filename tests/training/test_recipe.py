@@ -10,8 +10,7 @@ import torch
 import yaml
 from transformers import get_scheduler
 
-from hf_grounding.modeling.configuration_mia import MIAConfig
-from hf_grounding.training.captioning import CaptioningTrainer, CaptioningTrainingArguments
+from hf_grounding.training.captioning import CAPTIONERS, CaptioningTrainer, CaptioningTrainingArguments
 from hf_grounding.training.recipe import Recipe, list_recipes, recipes_dir
 
 CAPTIONER = {
@@ -36,12 +35,12 @@ def test_a_recipe_of_ours_is_explained_and_saved_as_it_is_loaded(name: str, tmp_
     readme = (recipes_dir() / name / "README.md").read_text()
     assert readme.startswith(f"# {name}\n")
     assert f"hf-grounding train {name} " in readme
-    if recipe.system == "mia":
-        MIAConfig(**recipe.model)
+    if recipe.system in CAPTIONERS:
+        CAPTIONERS[recipe.system][0](**recipe.model)
         CaptioningTrainingArguments(output_dir=str(tmp_path), **recipe.training)
 
 
-@pytest.mark.parametrize("name", [name for name in list_recipes() if name.startswith("mia_")])
+@pytest.mark.parametrize("name", [name for name in list_recipes() if name.startswith(("mia_", "ss_"))])
 def test_every_command_and_option_in_the_readme_of_a_captioner_can_be_run(name: str):
     readme = (recipes_dir() / name / "README.md").read_text()
     commands = re.findall(r"^ +hf-grounding train (.+?(?: \\\n.+?)*)$", readme, re.MULTILINE)
@@ -52,8 +51,8 @@ def test_every_command_and_option_in_the_readme_of_a_captioner_can_be_run(name: 
         overrides = {key.removeprefix("--"): value for key, value in zip(words[::2], words[1::2], strict=True)}
         overrides.pop("output_dir", None)
         recipe = Recipe.load(source, overrides)
-        if recipe.system == "mia":
-            MIAConfig(**recipe.model)
+        if recipe.system in CAPTIONERS:
+            CAPTIONERS[recipe.system][0](**recipe.model)
 
 
 def test_the_transformer_of_the_paper_trains_by_the_schedule_of_its_inventors():
@@ -88,7 +87,7 @@ def test_what_the_readme_of_the_captioner_overrides_are_settings_of_it():
     assert len(overrides) == 8
     recipe = Recipe.load("mia_up_down_flickr8k", overrides)
     assert (recipe.images.store, recipe.images.concepts) == ("features", "image_concepts.json")
-    config = MIAConfig(**recipe.model)
+    config = CAPTIONERS[recipe.system][0](**recipe.model)
     assert config.mia_iterations == 0
     assert not config.uses_concepts
     args = CaptioningTrainingArguments(output_dir="x", **recipe.training)

@@ -1,0 +1,148 @@
+"""Are the objects that a captioner names where it says? F1_all and F1_loc, attention correctness, and what the regions
+allow at most.
+
+Of captions written greedily, as the evaluator of Grounded Video Description wants it, and of people's captions that the
+model is given word by word.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from ..metrics.attention_correctness import attention_correctness
+from ..metrics.grounding_f1 import grounding_f1, gt_sentence_accuracy
+from ..modeling.modeling_mia import MIAForCaptioning
+from ..processing.grounding import GroundedCaption, box_coverage
+from ..processing.processing_mia import MIAProcessor
+from ..processing.regions import Regions, best_regions, box_iou, scale_boxes
+from .caption_data import ImageInputs
+from .object_words import reference_objects
+
+HEATMAP_SIDE = 24  # cells on which regions' weights are laid, for attention correctness
+_ANNOTATIONS = ["captions", "phrases", "width", "height"]  # of a row, without its photo
+_F1_NAMES = ("f1_all", "precision_all", "recall_all", "f1_loc", "precision_loc", "recall_loc")
+
+
+def score_objects(captions: Sequence[GroundedCaption], rows: Dataset, classes: Sequence[str]) -> dict[str, Any]:
+    r"""Grounding F1 of written captions.
+
+    Args:
+        captions (list of [`GroundedCaption`]): Of each row, with `object_classes`.
+        rows (`datasets.Dataset`): With "captions", "phrases", "width" and "height".
+        classes (names): Those that count.
+
+    Returns:
+        `dict`: what [`grounding_f1`] returns; "oracle", the same scores if for each object word the best of the image's
+        regions had been chosen; "region_recall", the share of annotated objects that any region fits.
+    """
+    predictions, oracle, references = [], [], []
+    fits: list[bool] = []
+    for caption, row in zip(captions, rows.select_columns(_ANNOTATIONS), strict=True):
+        assert caption.regions is not None  # as the processor makes captions
+        objects, size = caption.objects(), (row["height"], row["width"])
+        own = np.array(objects["bbox"], dtype=float).reshape(-1, 4)
+        found = scale_boxes(caption.regions.boxes, caption.regions.image_size, size)
+        reference = reference_objects(row, classes)
+        predicted = scale_boxes(own, caption.regions.image_size, size).tolist()
+        best = [_best_box(found, name, reference, box) for name, box in zip(objects["clss"], predicted, strict=True)]
+        predictions.append({"classes": objects["clss"], "boxes": predicted})
+        oracle.append({"classes": objects["clss"], "boxes": best})
+        references.append(reference)
+        boxes = [box for each in reference for box in each["boxes"]]
+        fits += (box_iou(found, boxes, plus_one=True).max(axis=0) > 0.5).tolist() if boxes else []
+    scores = grounding_f1(predictions, references, object_classes=classes)
+    best_scores = grounding_f1(oracle, references, object_classes=classes)
+    bounds = {
+        "oracle": {name: best_scores[name] for name in _F1_NAMES},
+        "region_recall": float(np.mean(fits or [False])),
+    }
+    return scores | bounds | {"objects_per_caption": sum(len(each["classes"]) for each in predictions) / len(rows)}
+
+
+def _best_box(regions: np.ndarray, name: str, reference: Sequence[Mapping[str, list]], box: list[float]) -> list[float]:
+    """The region that hits most of the boxes of a class, of those the one of the largest overlaps; else `box`."""
+    boxes = [box for each in reference for own, box in zip(each["classes"], each["boxes"], strict=True) if own == name]
+    if not boxes:
+        return box
+    overlaps = box_iou(regions, boxes, plus_one=True)  # (num_regions, num_boxes)
+    rank = (overlaps > 0.5).sum(axis=1) + overlaps.mean(axis=1) / 2  # the second part is below 1
+    return regions[int(rank.argmax())].tolist()
+
+
+def score_given_captions(
+    model: MIAForCaptioning,
+    processor: MIAProcessor,
+    images: ImageInputs,
+    rows: Dataset,
+    classes: Sequence[str],
+    *,
+    batch_size: int = 50,
+) -> dict[str, Any]:
+    r"""How well people's captions are grounded when the model is given their words.
+
+    Returns:
+        `dict`: "grounding_accuracy", mean over classes of the share of objects whose region has an IoU above 0.5
+        with theirs; "attention_correctness", the weight inside an object's boxes, each region's spread over it evenly,
+        with its 95 % "interval"; "count" of objects. Objects of words behind the longest caption count as not found.
+    """
+    accuracies: list[list[list[list[float] | None]]] = []
+    references, heatmaps, parts, sizes = [], [], [], []
+    annotations = rows.select_columns(_ANNOTATIONS)
+    for number, (record, captions, weights) in enumerate(_weights_of_given(model, processor, images, rows, batch_size)):
+        row = annotations[number]
+        size = (row["height"], row["width"])
+        found = scale_boxes(record.boxes, record.image_size, size)
+        spread = np.stack([_spread(box, size) for box in found])  # (num_regions, cells)
+        reference, words = reference_objects(row, classes), processor.words_of_tokens(captions)
+        accuracies.append([])
+        for sentence, own in enumerate(reference):
+            accuracies[-1].append([])
+            for head, boxes in zip(own["indices"], own["parts"], strict=True):
+                tokens = np.flatnonzero(np.array(words[sentence]) == head)
+                if not len(tokens):  # the caption is cut before it
+                    accuracies[-1][-1].append(None)
+                    continue
+                mean = weights[sentence, tokens].mean(axis=0)[: len(record)]
+                accuracies[-1][-1].append(found[int(mean.argmax())].tolist())
+                heatmaps.append((mean @ spread).reshape(HEATMAP_SIDE, HEATMAP_SIDE))
+                parts.append(boxes)
+                sizes.append((row["width"], row["height"]))
+        references.append(reference)
+    accuracy = gt_sentence_accuracy(accuracies, references)
+    correctness = attention_correctness(np.array(heatmaps), parts, sizes, union_mask=True)
+    return {
+        "grounding_accuracy": accuracy["grounding_accuracy"],
+        "attention_correctness": correctness["attention_correctness"],
+        "interval": correctness["interval"],
+        "count": accuracy["count"],
+    }
+
+
+@torch.no_grad()
+def _weights_of_given(
+    model: MIAForCaptioning, processor: MIAProcessor, images: ImageInputs, rows: Dataset, batch_size: int
+) -> Iterator[tuple[Regions, list[str], np.ndarray]]:
+    """Of each image its regions as the model reads them, its captions, and the weights (captions, T, num_regions)."""
+    model.eval()
+    image_ids, captions = rows["image_id"][:], rows["captions"][:]
+    for start in range(0, len(image_ids), batch_size):
+        shown = images.read(image_ids[start : start + batch_size])
+        own = captions[start : start + batch_size]
+        inputs = processor(captions=own, **shown).to(model.device)
+        outputs = model(**inputs, output_attentions=True)
+        weights = outputs.cross_attentions[0].mean(dim=1)  # over heads
+        traced = model.trace_attentions(weights, outputs.encoder_attentions, inputs["image_index"])
+        regions = traced["region_attentions"].float()
+        shares = (regions / regions.sum(dim=-1, keepdim=True).clamp(min=1e-6)).cpu().numpy()
+        ends = np.cumsum([len(row) for row in own])
+        for record, row, rows_of_image in zip(shown["regions"], own, np.split(shares, ends[:-1]), strict=True):
+            yield best_regions(record, processor.max_regions), row, rows_of_image
+
+
+def _spread(box: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(cells,) of a grid over the image: how much of the box is in each, together 1."""
+    covered = box_coverage(torch.from_numpy(box)[None], *size, HEATMAP_SIDE).flatten().numpy()
+    return covered / max(float(covered.sum()), 1e-6)
