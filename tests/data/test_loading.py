@@ -6,7 +6,7 @@ from hf_grounding.data import GROUNDING_FEATURES, data_root, list_datasets, load
 
 
 def test_every_listed_data_set_has_one_line():
-    assert set(list_datasets()) == {"coco_captions", "flickr30k_entities", "scenes"}
+    assert set(list_datasets()) == {"coco_captions", "daquar", "flickr30k_entities", "scenes", "vqa_v2"}
     assert all(line and "\n" not in line for line in list_datasets().values())
 
 
