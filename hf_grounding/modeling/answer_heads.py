@@ -4,8 +4,8 @@ Both read a question's words and rows of an image, raw regions or those that mut
 score every answer. Where the papers leave something open, the two public codes that MIA's numbers were made with decide
 (spatial features and answers' texts are not used there either).
 
-Question -> `QuestionEncoder`; Up-Down -> `UpDownAnswerHead`; BAN's Eq. 4-6 -> `BilinearAttention`, its residual glimpses
--> `Glimpse`; the counter of its section 5 (Zhang et al., arXiv 1802.05766) -> `Counter`.
+Question -> `QuestionEncoder`; Up-Down -> `UpDownAnswerHead`; BAN's attention maps -> `BilinearAttention`, its residual
+glimpses -> `Glimpse`, the counter it takes from Zhang et al. (arXiv 1802.05766) -> `Counter`.
 
 Padding is masked here, of questions and of regions. The public codes read padded words as words: without
 `attention_mask` ours does as well.
@@ -46,7 +46,7 @@ class NormalizedLinear(nn.Linear):
 
 
 class Question(NamedTuple):
-    """States of a question's words (B, T, H), 0 on padding; the last one's state (B, H); 1 = word, 0 = padding (B, T)."""
+    """States of the words (B, T, H), 0 on padding; the last word's (B, H); mask (B, T), 1 = word, 0 = padding."""
 
     states: torch.Tensor
     last: torch.Tensor

@@ -108,7 +108,7 @@ class MIAVQAConfig(MIAModuleConfig):
         for name in (*names, "concept_vocab_size", "num_glimpses", "num_counted_objects"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be 1 or more, got {getattr(self, name)}.")
-        if not 0 <= self.pad_token_id < self.vocab_size:
+        if self.pad_token_id is None or not 0 <= self.pad_token_id < self.vocab_size:
             raise ValueError(
                 f"`pad_token_id` must be an id of the vocabulary, 0 to {self.vocab_size - 1}, got {self.pad_token_id}."
             )

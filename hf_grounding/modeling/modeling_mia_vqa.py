@@ -1,10 +1,11 @@
 """Visual question answering with Mutual Iterative Attention (NeurIPS 2019, arXiv 1905.06139, Table 3).
 
-The module stands in front of the image's regions, refined by its concepts -> `MIAModel`; questions stay as they are. The
-two answerers of the table -> `answer_heads.py`. With `mia_iterations=0` they are its baselines.
+The module stands before the answerer and refines the image's regions by its concepts -> `MIAModel`; questions stay as
+they are. The two answerers of the table -> `answer_heads.py`. With `mia_iterations=0` they are its baselines.
 
-The paper does not say how wide the module is here: regions are projected to `hidden_size` as for captions, and the heads
-are built for rows of that width, or of the regions' own with `mia_project_back`. Concepts have a table of their own.
+The paper does not say how wide the module is here: regions are projected to `hidden_size` as for captions, and the
+heads are built for rows of that width, or of the regions' own with `mia_project_back`. Concepts have a table of their
+own.
 """
 
 from collections.abc import Mapping

@@ -3,7 +3,6 @@
 What `hf-grounding train` and `evaluate` do.
 """
 
-import gzip
 import logging
 import os
 import time
@@ -25,7 +24,7 @@ from ..modeling.modeling_multilevel import MultiLevelGroundingModel
 from ..modeling.text_encoders import PretrainedTextEncoder
 from ..processing.paths import below_data_root
 from ..processing.processing_multilevel import MultiLevelGroundingProcessor
-from ..processing.words import train_word_tokenizer
+from ..processing.words import load_word_vectors, train_word_tokenizer
 from ..visualization import write_report
 from .captioning import evaluate_captioner, train_captioner
 from .checkpoints import start_from
@@ -253,21 +252,11 @@ def _detected_regions(
 def _load_word_vectors(model: MultiLevelGroundingModel, tokenizer: Any, path: Path) -> None:
     """Rows of "word v1 v2 ..." for words of the vocabulary become their embeddings, scaled to the others' spread."""
     embeddings = model.get_input_embeddings().weight
-    vocabulary = tokenizer.get_vocab()
-    size = embeddings.shape[1]
-    found = {}
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            word, *values = line.split() or [""]
-            if word in vocabulary:
-                if len(values) != size:
-                    raise ValueError(
-                        f"Line {number} of '{path}' has {len(values)} values but `word_embedding_size` is {size}; "
-                        "make them equal."
-                    )
-                found[vocabulary[word]] = torch.tensor([float(value) for value in values])
-    if not found:
-        raise ValueError(f"'{path}' has no word of the vocabulary; lines must read `word v1 v2 ...`.")
-    rows, vectors = torch.tensor(list(found)), torch.stack(list(found.values()))
-    embeddings[rows] = vectors * (embeddings.std() / vectors.std())
-    logger.info("Word vectors for %d of %d words from %s", len(found), len(vocabulary), path)
+    vectors, size = load_word_vectors(path, tokenizer.get_vocab()), embeddings.shape[1]
+    if vectors.shape[1] != size:
+        raise ValueError(
+            f"Vectors of '{path}' have {vectors.shape[1]} values but `word_embedding_size` is {size}; make them equal."
+        )
+    (rows,) = vectors.any(dim=1).nonzero(as_tuple=True)
+    embeddings[rows] = vectors[rows] * (embeddings.std() / vectors[rows].std())
+    logger.info("Word vectors for %d of %d words from %s", len(rows), len(vectors), path)
