@@ -34,6 +34,7 @@ _HOMES = {
     "MutualIterativeAttention": "modeling.mutual_iterative_attention",
     "PhraseGroundingPipeline": "pipelines",
     "attention_correctness": "metrics.attention_correctness",
+    "draw_grounded_answer": "visualization_captions",
     "draw_grounded_caption": "visualization_captions",
     "draw_grounding": "visualization",
     "draw_groundings": "visualization",
@@ -71,6 +72,7 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; tests/test_pa
     from .processing.processing_multilevel import MultiLevelGroundingProcessor as MultiLevelGroundingProcessor
     from .visualization import draw_grounding as draw_grounding
     from .visualization import draw_groundings as draw_groundings
+    from .visualization_captions import draw_grounded_answer as draw_grounded_answer
     from .visualization_captions import draw_grounded_caption as draw_grounded_caption
     from .visualization_captions import draw_mutual_attention as draw_mutual_attention
 

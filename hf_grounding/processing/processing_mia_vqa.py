@@ -15,6 +15,8 @@ from .image_inputs import check_concepts, concept_inputs, region_inputs
 from .regions import Regions, best_regions, check_grid_fits
 from .words import token_words
 
+LOCATION_SIZE = 5  # numbers of a region's location: x1, y1, x2, y2 and area, as shares of the image
+
 
 class MIAVQAProcessor(ProcessorMixin):
     r"""What a question answerer reads, from questions, `Regions` and concept words; and what it answered, with places.
@@ -26,6 +28,8 @@ class MIAVQAProcessor(ProcessorMixin):
         answers (list of `str`): All answers, by the model's labels.
         max_regions (`int`): Regions of an image, the best ones.
         max_concepts (`int`): Concepts of an image, the most probable ones.
+        append_locations (`bool`): Behind the features of a region put its location, x1, y1, x2, y2 and area as shares
+            of the image, without which a model does not know where it is. Not in the paper.
         extraction (`dict`, *optional*): Where regions and concepts of the training came from, as in [`MIAProcessor`].
 
     Raises:
@@ -40,6 +44,7 @@ class MIAVQAProcessor(ProcessorMixin):
         answers: Sequence[str] = (),
         max_regions: int = 36,
         max_concepts: int = 36,
+        append_locations: bool = False,
         extraction: dict[str, Any] | None = None,
         **kwargs: Any,
     ):
@@ -51,7 +56,7 @@ class MIAVQAProcessor(ProcessorMixin):
         self._concept_ids = _numbered("concepts", self.concepts)
         self._answer_ids = _numbered("answers", self.answers)
         self.max_regions, self.max_concepts = max_regions, max_concepts
-        self.extraction = extraction
+        self.append_locations, self.extraction = append_locations, extraction
         super().__init__(tokenizer, **kwargs)
 
     @property
@@ -97,7 +102,7 @@ class MIAVQAProcessor(ProcessorMixin):
         if text is not None:
             data.update(self._questions([text] if isinstance(text, str) else list(text), kwargs))
         if regions is not None:
-            data.update(region_inputs([regions] if isinstance(regions, Regions) else list(regions), self.max_regions))
+            data.update(self._regions([regions] if isinstance(regions, Regions) else list(regions)))
         if concepts is not None:
             check_concepts(concepts)
             known = [[self._concept_ids[word] for word in words if word in self._concept_ids] for words in concepts]
@@ -109,6 +114,14 @@ class MIAVQAProcessor(ProcessorMixin):
         if len(set(counts.values())) > 1:
             raise ValueError(f"All must be given for the same questions, but their numbers differ: {counts}.")
         return BatchFeature(data)
+
+    def _regions(self, regions: list[Regions]) -> dict[str, torch.Tensor]:
+        inputs = region_inputs(regions, self.max_regions)
+        if self.append_locations:
+            boxes, features = inputs["boxes"], inputs["region_features"]
+            areas = (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1, keepdim=True)
+            inputs["region_features"] = torch.cat([features, boxes, areas], dim=-1)  # 0 on padding, as boxes are
+        return inputs
 
     def _questions(self, questions: list[str], kwargs: dict[str, Any]) -> dict[str, torch.Tensor]:
         if not questions or not all(isinstance(question, str) for question in questions):

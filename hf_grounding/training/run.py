@@ -47,6 +47,7 @@ from .grounding_evaluation import predict_groundings, score_groundings
 from .grounding_trainer import GroundingTrainer, GroundingTrainingArguments
 from .recipe import RECIPE_FILE, SYSTEM_NOUNS, Recipe
 from .report import build_report
+from .vqa import evaluate_answerer, train_answerer
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +100,8 @@ def train(recipe: Recipe, output_dir: str | os.PathLike, *, resume: bool = False
         return train_concepts(recipe, output_dir, resume=resume)
     if recipe.system == "mia":
         return train_captioner(recipe, output_dir, resume=resume)
+    if recipe.system == "mia_vqa":
+        return train_answerer(recipe, output_dir, resume=resume)
     output_dir = Path(output_dir)
     checkpoint = start_from(output_dir, recipe, resume=resume)
     keep_freed_memory()
@@ -159,12 +162,13 @@ def evaluate(
     box_rule: str | None = None,
     query_heatmap: str | None = None,
     regions: str | None = None,
+    answers: str | os.PathLike | None = None,
     report: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
     r"""Measures a trained model on a split of a data set.
 
     Data and protocol are those of `recipe`, by default the one saved with the model; the arguments after it override
-    it. `report` is an HTML file to write.
+    it. `report` is an HTML file to write, `answers` a JSON file with the answers of a question answerer.
     """
     keep_freed_memory()
     if recipe is None and not Path(model_dir, RECIPE_FILE).is_file():
@@ -187,6 +191,10 @@ def evaluate(
                 noun = SYSTEM_NOUNS[settings.system]
                 raise ValueError(f"`{name}` is of phrase grounding, and '{model_dir}' holds a {noun}.")
             setattr(settings.evaluation, name, value)
+    if answers is not None and settings.system != "mia_vqa":
+        raise ValueError(
+            f"`answers` is of question answerers, and '{model_dir}' holds a {SYSTEM_NOUNS[settings.system]}."
+        )
     if data_dir is not None:
         settings.dataset.data_dir = data_dir
     split = split or settings.dataset.eval_split
@@ -194,6 +202,8 @@ def evaluate(
         return evaluate_concepts(model_dir, settings, split, report)
     if settings.system == "mia":
         return evaluate_captioner(model_dir, settings, split, report)
+    if settings.system == "mia_vqa":
+        return evaluate_answerer(model_dir, settings, split, report, answers)
     rows = load_split(settings, split)
     model = MultiLevelGroundingModel.from_pretrained(model_dir).to(PartialState().device)
     processor = MultiLevelGroundingProcessor.from_pretrained(model_dir)
