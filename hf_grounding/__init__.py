@@ -20,6 +20,7 @@ _HOMES = {
     "GroundedAnswer": "processing.grounding",
     "GroundedCaption": "processing.grounding",
     "GroundedCaptioningPipeline": "pipelines",
+    "GroundedVQAPipeline": "pipelines",
     "Grounding": "processing.grounding",
     "MIAConfig": "modeling.configuration_mia",
     "MIAForCaptioning": "modeling.modeling_mia",
@@ -62,6 +63,7 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; tests/test_pa
     from .modeling.modeling_multilevel import MultiLevelGroundingModel as MultiLevelGroundingModel
     from .modeling.mutual_iterative_attention import MutualIterativeAttention as MutualIterativeAttention
     from .pipelines import GroundedCaptioningPipeline as GroundedCaptioningPipeline
+    from .pipelines import GroundedVQAPipeline as GroundedVQAPipeline
     from .pipelines import PhraseGroundingPipeline as PhraseGroundingPipeline
     from .processing.concepts import ConceptProcessor as ConceptProcessor
     from .processing.grounding import GroundedAnswer as GroundedAnswer
