@@ -119,7 +119,8 @@ def cooccurring_vectors(
         return torch.zeros_like(vectors)
     places = torch.tensor(list(pairs)).T  # (2, number of different pairs)
     weights = torch.tensor(list(pairs.values()), dtype=vectors.dtype) / occurrences[places[1]]
-    together = torch.sparse_coo_tensor(places, weights, (len(vectors), len(vectors)))
+    shape = (len(vectors), len(vectors))
+    together = torch.sparse_coo_tensor(places, weights, shape, check_invariants=True)
     totals = together.sum(dim=1).to_dense().clamp(min=torch.finfo(vectors.dtype).tiny)
     return torch.sparse.mm(together, vectors) / totals[:, None]
 
