@@ -141,8 +141,8 @@ class MIAVQAProcessor(ProcessorMixin):
                     near = difflib.get_close_matches(str(answer), self.answers, n=1)
                     hint = f" Did you mean {near[0]!r}?" if near else ""
                     raise ValueError(
-                        f"Question {question}: {answer!r} is none of the {len(self.answers)} answers of this processor; "
-                        f"leave it out of `answer_scores`.{hint}"
+                        f"Question {question}: {answer!r} is none of the {len(self.answers)} answers of this "
+                        f"processor; leave it out of `answer_scores`.{hint}"
                     )
                 if not 0 <= score <= 1:
                     raise ValueError(f"Question {question}: the score of {answer!r} must be in [0, 1], got {score}.")
@@ -178,7 +178,8 @@ class MIAVQAProcessor(ProcessorMixin):
         given = [regions] if isinstance(regions, Regions) else list(regions)
         if not len(questions) == len(given) == len(weights):
             raise ValueError(
-                f"`outputs` are of {len(weights)} questions; got {len(questions)} questions and regions of {len(given)}."
+                f"`outputs` are of {len(weights)} questions; got {len(questions)} questions and regions of "
+                f"{len(given)} images."
             )
         if outputs.logits.shape[1] != len(self.answers):
             raise ValueError(

@@ -1,8 +1,9 @@
 """Tokenizers of questions, as the public codes of visual question answering cut them.
 
-Words are lower-cased; `,` and `?` are dropped where they stand (`1,000` -> `1000`), `'s` is a word of its own, and so is
-whatever else is between spaces. A question keeps its first 14 words. Short ones are padded in front, so that a recurrent
-network ends on the last word. Ids are those of the words, the last of which stands for unknown ones, and then padding.
+Words are lower-cased; `,` and `?` are dropped where they stand (`1,000` -> `1000`), `'s` is a word of its own, and so
+is whatever else is between spaces. A question keeps its first 14 words. Short ones are padded in front, so that a
+recurrent network ends on the last word. Ids are those of the words, the last of which stands for unknown ones, and then
+padding.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
