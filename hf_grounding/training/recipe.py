@@ -221,6 +221,8 @@ class Recipe:
                     "A captioner with a `backbone` reads photos; leave out `regions.store` and "
                     "`regions.scene_detector`."
                 )
+            if recipe.regions.append_locations and system != "mia_vqa":
+                raise ValueError(f"A {SYSTEM_NOUNS[system]} has no `regions.append_locations`; leave it out.")
             _check_regions(recipe.regions, recipe.dataset.name)
         return recipe
 

@@ -360,6 +360,8 @@ def test_what_is_missing_is_named_before_the_training(rooms: Path, tmp_path: Pat
         train(rooms_recipe(rooms, store=None), rooms / "run")
     with pytest.raises(ValueError, match="A question answerer has no settings in section `captions`"):
         tiny_recipe(tmp_path, captions={"num_beams": 5})
+    with pytest.raises(ValueError, match=r"A captioner has no `regions.append_locations`; leave it out"):
+        Recipe.load("mia_scenes", {"regions.append_locations": "true"})
     with pytest.raises(ValueError, match="`min_count` must be 1 or more, got 0"):
         tiny_recipe(tmp_path, answers={"min_count": 0})
 
