@@ -21,11 +21,13 @@ def _register_configs() -> None:
 
     from .modeling.configuration_concepts import ConceptDetectorConfig
     from .modeling.configuration_mia import MIAConfig
+    from .modeling.configuration_mia_vqa import MIAVQAConfig
     from .modeling.configuration_multilevel import MultiLevelGroundingConfig
     from .modeling.configuration_ss_attention import SSAttentionConfig
 
     AutoConfig.register(ConceptDetectorConfig.model_type, ConceptDetectorConfig, exist_ok=True)
     AutoConfig.register(MIAConfig.model_type, MIAConfig, exist_ok=True)
+    AutoConfig.register(MIAVQAConfig.model_type, MIAVQAConfig, exist_ok=True)
     AutoConfig.register(MultiLevelGroundingConfig.model_type, MultiLevelGroundingConfig, exist_ok=True)
     AutoConfig.register(SSAttentionConfig.model_type, SSAttentionConfig, exist_ok=True)
 
@@ -35,15 +37,18 @@ def _register_models() -> None:
         AutoModel,
         AutoModelForImageClassification,
         AutoModelForImageTextToText,
+        AutoModelForVisualQuestionAnswering,
         AutoModelForZeroShotObjectDetection,
     )
 
     from .modeling.configuration_concepts import ConceptDetectorConfig
     from .modeling.configuration_mia import MIAConfig
+    from .modeling.configuration_mia_vqa import MIAVQAConfig
     from .modeling.configuration_multilevel import MultiLevelGroundingConfig
     from .modeling.configuration_ss_attention import SSAttentionConfig
     from .modeling.modeling_concepts import ConceptDetector
     from .modeling.modeling_mia import MIAForCaptioning, MIAModel
+    from .modeling.modeling_mia_vqa import MIAForVQA
     from .modeling.modeling_multilevel import MultiLevelGroundingModel
     from .modeling.modeling_ss_attention import SSAttentionCaptioner
 
@@ -51,6 +56,7 @@ def _register_models() -> None:
     AutoModelForImageClassification.register(ConceptDetectorConfig, ConceptDetector, exist_ok=True)
     AutoModel.register(MIAConfig, MIAModel, exist_ok=True)
     AutoModelForImageTextToText.register(MIAConfig, MIAForCaptioning, exist_ok=True)
+    AutoModelForVisualQuestionAnswering.register(MIAVQAConfig, MIAForVQA, exist_ok=True)
     AutoModel.register(MultiLevelGroundingConfig, MultiLevelGroundingModel, exist_ok=True)
     AutoModelForZeroShotObjectDetection.register(MultiLevelGroundingConfig, MultiLevelGroundingModel, exist_ok=True)
     AutoModelForImageTextToText.register(SSAttentionConfig, SSAttentionCaptioner, exist_ok=True)
@@ -77,15 +83,18 @@ def _register_processors() -> None:
 
     from .modeling.configuration_concepts import ConceptDetectorConfig
     from .modeling.configuration_mia import MIAConfig
+    from .modeling.configuration_mia_vqa import MIAVQAConfig
     from .modeling.configuration_multilevel import MultiLevelGroundingConfig
     from .modeling.configuration_ss_attention import SSAttentionConfig
     from .processing.concepts import ConceptProcessor
     from .processing.processing_mia import MIAProcessor
+    from .processing.processing_mia_vqa import MIAVQAProcessor
     from .processing.processing_multilevel import MultiLevelGroundingProcessor
     from .processing.processing_ss_attention import SSAttentionProcessor
 
     AutoProcessor.register(ConceptDetectorConfig, ConceptProcessor, exist_ok=True)
     AutoProcessor.register(MIAConfig, MIAProcessor, exist_ok=True)
+    AutoProcessor.register(MIAVQAConfig, MIAVQAProcessor, exist_ok=True)
     AutoProcessor.register(MultiLevelGroundingConfig, MultiLevelGroundingProcessor, exist_ok=True)
     AutoProcessor.register(SSAttentionConfig, SSAttentionProcessor, exist_ok=True)
 

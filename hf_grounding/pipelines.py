@@ -1,6 +1,7 @@
 """Tasks of `transformers.pipeline`: photos in, words with their places out.
 
 "phrase-grounding": the place of each phrase of a text. "grounded-captioning": a caption, and what each word is about.
+"grounded-vqa": the answer to a question, and the regions it is read from.
 
 They join transformers' registry once both `hf_grounding` and `transformers.pipelines` are imported, see `_auto`.
 """
@@ -13,16 +14,22 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoModelForZeroShotObjectDetection
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoModelForVisualQuestionAnswering,
+    AutoModelForZeroShotObjectDetection,
+)
 from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 
 from .modeling.modeling_concepts import ConceptDetector
 from .modeling.mutual_iterative_attention import accumulated_attention
 from .processing.concepts import ConceptProcessor, RankedConcept
 from .processing.extraction import GridExtractor, RegionExtractor, load_extractor
-from .processing.grounding import GroundedCaption, Grounding
+from .processing.grounding import GroundedAnswer, GroundedCaption, Grounding
 from .processing.paths import below_data_root
 from .processing.photos import load_photo
+from .processing.processing_mia_vqa import LOCATION_SIZE
 from .processing.regions import Regions, check_grid_fits
 from .processing.words import parse_brackets
 
@@ -172,7 +179,119 @@ class ConceptExtractor:
         return self.processor.rank(probs, top)
 
 
-class GroundedCaptioningPipeline(_PhotoPipeline):
+class _RegionPipeline(_PhotoPipeline):
+    """What pipelines share whose models read regions and concepts of a photo: where these come from.
+
+    They are made as those of the training were (`processor.extraction`), unless arguments say otherwise.
+    """
+
+    method: str  # of the processor
+    purpose: str
+
+    def __init__(
+        self,
+        *args: Any,
+        detector: str | None = None,
+        backbone: str | None = None,
+        grid: int | None = None,
+        concept_detector: str | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(*args, **kwargs)
+        self._check_processor(self.method, self.purpose)
+        given = {"detector": detector, "backbone": backbone, "grid": grid, "concept_detector": concept_detector}
+        given = {name: value for name, value in given.items() if value is not None}
+        unread = [name for name in ("detector", "backbone", "grid") if name in given] if self.reads_photos else []
+        if unread:
+            raise ValueError(f"The model reads photos by a backbone of its own, so leave out `{unread[0]}`.")
+        extraction = dict(self.processor.extraction or {})
+        if any(name in given and name not in extraction for name in ("detector", "grid")):
+            # Settings of a detector's regions mean nothing to a grid, nor the reverse.
+            extraction = {name: extraction[name] for name in ("backbone", "concept_detector") if name in extraction}
+        self.extraction: dict[str, Any] = extraction | given
+        check_grid_fits(self.extraction, self.processor.max_regions)
+
+    @property
+    def reads_photos(self) -> bool:
+        """Whether the model has a backbone of its own, which takes the place of regions with features."""
+        return False
+
+    @property
+    def reads_regions(self) -> bool:
+        """Whether the model reads regions with features."""
+        return True
+
+    @property
+    def reads_concepts(self) -> bool:
+        """Whether the model reads concepts."""
+        raise NotImplementedError
+
+    @property
+    def _feature_size(self) -> int:
+        return self.model.config.feature_dim
+
+    def extract(self, photos: Sequence[Image.Image]) -> tuple[list[Regions] | None, list[list[str]] | None]:
+        r"""Regions and concepts of upright RGB photos, each as far as the model reads them, else `None`.
+
+        A model with a backbone of its own reads photos in place of regions.
+
+        Raises:
+            ValueError: If it is not known how to make them, networks for it cannot be loaded, or a photo has none.
+        """
+        regions = self._checked(self._regions_of(photos)) if self.reads_regions else None
+        return regions, self._concepts_of(photos) if self.reads_concepts else None
+
+    @cached_property
+    def _extractor(self) -> RegionExtractor | GridExtractor:
+        settings = {name: value for name, value in self.extraction.items() if name != "concept_detector"}
+        if not {"detector", "grid"} & settings.keys():
+            raise ValueError(
+                "The model does not say where its regions came from (`processor.extraction`). Give `detector` and "
+                "`backbone`, or `grid` and `backbone`, those of its training; or give `regions`."
+            )
+        if "backbone" not in settings and not settings.get("detector_features"):
+            raise ValueError(
+                "The regions have no features: give the `backbone` of the model's training, or "
+                "`detector_features=True` in `processor.extraction`."
+            )
+        for name in {"detector", "backbone"} & settings.keys():
+            settings[name] = below_data_root(settings[name])
+        return load_extractor(**settings, device=self.device)
+
+    @cached_property
+    def _concept_extractor(self) -> ConceptExtractor:
+        if "concept_detector" not in self.extraction:
+            raise ValueError(
+                "The model reads concepts, and does not say where they came from (`processor.extraction`). Give "
+                "`concept_detector`, that of its training; or give `concepts`."
+            )
+        return ConceptExtractor.from_pretrained(below_data_root(self.extraction["concept_detector"]), self.device)
+
+    def _regions_of(self, photos: Sequence[Image.Image]) -> list[Regions]:
+        return self._extractor(photos, ["photo"] * len(photos))
+
+    def _concepts_of(self, photos: Sequence[Image.Image]) -> list[list[str]]:
+        ranked = self._concept_extractor(photos, self.processor.max_concepts)
+        return [[concept.word for concept in row] for row in ranked]
+
+    def _checked(self, records: list[Regions]) -> list[Regions]:
+        """The records, if the model can read them."""
+        wanted = self._feature_size
+        for record in records:
+            if not len(record):
+                raise ValueError(
+                    f"Image '{record.image_id}' has no regions. A detector gives more of them by a lower `min_score`."
+                )
+            size = 0 if record.region_features is None else record.region_features.shape[1]
+            if size != wanted:
+                raise ValueError(
+                    f"The regions have {size} features each and the model reads {wanted} (`config.feature_dim`). Give "
+                    "the `backbone` of its training, or regions of it."
+                )
+        return records
+
+
+class GroundedCaptioningPipeline(_RegionPipeline):
     r"""What is in the photo, and where?
 
     Regions and concepts of a photo are made as those of the training were (`processor.extraction`), unless arguments
@@ -198,28 +317,19 @@ class GroundedCaptioningPipeline(_PhotoPipeline):
         timeout (`float`): Seconds to wait for a photo from the web.
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        detector: str | None = None,
-        backbone: str | None = None,
-        grid: int | None = None,
-        concept_detector: str | None = None,
-        **kwargs: Any,
-    ):
-        super().__init__(*args, **kwargs)
-        self._check_processor("post_process_grounded_captions", "captioning")
-        given = {"detector": detector, "backbone": backbone, "grid": grid, "concept_detector": concept_detector}
-        given = {name: value for name, value in given.items() if value is not None}
-        unread = [name for name in ("detector", "backbone", "grid") if name in given] if self.reads_photos else []
-        if unread:
-            raise ValueError(f"The model reads photos by a backbone of its own, so leave out `{unread[0]}`.")
-        extraction = dict(self.processor.extraction or {})
-        if any(name in given and name not in extraction for name in ("detector", "grid")):
-            # Settings of a detector's regions mean nothing to a grid, nor the reverse.
-            extraction = {name: extraction[name] for name in ("backbone", "concept_detector") if name in extraction}
-        self.extraction: dict[str, Any] = extraction | given
-        check_grid_fits(self.extraction, self.processor.max_regions)
+    method, purpose = "post_process_grounded_captions", "captioning"
+
+    @property
+    def reads_photos(self) -> bool:
+        return self.model.config.uses_regions and self.model.config.backbone_config is not None
+
+    @property
+    def reads_regions(self) -> bool:
+        return self.model.config.uses_regions and not self.reads_photos
+
+    @property
+    def reads_concepts(self) -> bool:
+        return self.model.config.uses_concepts
 
     def __call__(self, image: Any, regions: Any = None, concepts: Any = None, **kwargs: Any) -> Any:
         r"""
@@ -250,24 +360,6 @@ class GroundedCaptioningPipeline(_PhotoPipeline):
             raise ValueError(f"All must be given for the same photos, got {counts}.")
         rows = zip(*columns.values(), strict=True)
         return super().__call__([dict(zip(columns, row, strict=True)) for row in rows], **kwargs)
-
-    @property
-    def reads_photos(self) -> bool:
-        """Whether the model has a backbone of its own, which takes the place of regions with features."""
-        return self.model.config.uses_regions and self.model.config.backbone_config is not None
-
-    def extract(self, photos: Sequence[Image.Image]) -> tuple[list[Regions] | None, list[list[str]] | None]:
-        r"""Regions and concepts of upright RGB photos, each as far as the model reads them, else `None`.
-
-        A model with a backbone of its own reads photos in place of regions.
-
-        Raises:
-            ValueError: If it is not known how to make them, networks for it cannot be loaded, or a photo has none.
-        """
-        config = self.model.config
-        reads_regions = config.uses_regions and not self.reads_photos
-        regions = self._checked(self._regions_of(photos)) if reads_regions else None
-        return regions, self._concepts_of(photos) if config.uses_concepts else None
 
     @torch.no_grad()
     def accumulated_attentions(
@@ -316,14 +408,14 @@ class GroundedCaptioningPipeline(_PhotoPipeline):
         photos, regions, concepts = (
             [model_inputs[k]] if one else model_inputs[k] for k in ("photo", "regions", "concepts")
         )
-        config, inputs = self.model.config, {}
+        inputs: dict[str, Any] = {}
         where: dict[str, Any] = {"target_sizes": [(photo.height, photo.width) for photo in photos]}
         if self.reads_photos and all(record is None for record in regions):
             inputs["images"] = list(photos)
-        elif config.uses_regions:
+        elif self.model.config.uses_regions:
             inputs["regions"] = self._checked(_filled_up(regions, photos, self._regions_of))
             where = {"regions": inputs["regions"]}
-        if config.uses_concepts:
+        if self.reads_concepts:
             inputs["concepts"] = _filled_up(concepts, photos, self._concepts_of)
         outputs = self.model.generate(
             **self.processor(**inputs).to(self.device),
@@ -337,54 +429,112 @@ class GroundedCaptioningPipeline(_PhotoPipeline):
     def postprocess(self, model_outputs: dict[str, Any]) -> GroundedCaption | list[GroundedCaption]:
         return model_outputs["captions"]
 
-    @cached_property
-    def _extractor(self) -> RegionExtractor | GridExtractor:
-        settings = {name: value for name, value in self.extraction.items() if name != "concept_detector"}
-        if not {"detector", "grid"} & settings.keys():
+
+class GroundedVQAPipeline(_RegionPipeline):
+    r"""What is the answer, and which regions is it read from?
+
+    Example:
+
+        >>> from transformers import pipeline
+        >>> import hf_grounding
+        >>> ask = pipeline("grounded-vqa", model="runs/vqa_ban_daquar")
+        >>> answer = ask("photo.jpg", "How many chairs are there?")
+        >>> answer.answers, answer.groundings[0].box
+
+    Args:
+        detector, backbone, grid, concept_detector (*optional*): Of regions and concepts, as of
+            [`GroundedCaptioningPipeline`].
+
+    Options, of the pipeline or of a call:
+        top_k (`int`): How many answers of each question.
+        timeout (`float`): Seconds to wait for a photo from the web.
+    """
+
+    method, purpose = "post_process_answers", "question answering"
+
+    @property
+    def reads_concepts(self) -> bool:
+        return self.model.config.mia_iterations > 0
+
+    @property
+    def _feature_size(self) -> int:
+        return self.model.config.feature_dim - LOCATION_SIZE * self.processor.append_locations
+
+    def __call__(
+        self,
+        image: Any,
+        question: str | list[str] | None = None,
+        regions: Any = None,
+        concepts: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        r"""
+        Args:
+            image: A photo: path, URL, or PIL image. Or a list of photos. Or, without `question`, any dictionary, list,
+                data set or generator of `{"image": photo, "question": question}`, with "regions" and "concepts" where
+                they are there already.
+            question: About the photo. Or a list, one for each photo; one question goes with all photos, and one photo
+                with all questions.
+            regions ([`Regions`], *optional*): Of the photo, with features, if they are there already; a list of them
+                for a list of photos.
+            concepts (list of words, *optional*): Of the photo, likewise, the likeliest first.
+
+        Returns:
+            A [`GroundedAnswer`] in pixels of the upright photo; a list of them if photos or questions are a list.
+
+        Raises:
+            FileNotFoundError: If there is no such photo.
+            ValueError: If a photo cannot be read, a question has no words, regions or concepts are not given and it is
+                not known how to make them, or lists differ in length.
+        """
+        if question is None:
+            return super().__call__(image, **kwargs)
+        several = isinstance(image, list | tuple)
+        given = {"image": image, "regions": regions, "concepts": concepts}
+        if not several and isinstance(question, str):
+            return super().__call__({**given, "question": question}, **kwargs)
+        count = len(image) if several else len(question)
+        columns: dict[str, list[Any]] = {
+            "question": [question] * count if isinstance(question, str) else list(question)
+        }
+        for name, values in given.items():
+            columns[name] = list(values) if several and values is not None else [values] * count
+        if len({len(values) for values in columns.values()}) > 1:
+            counts = ", ".join(f"{len(values)} of `{name}`" for name, values in columns.items())
+            raise ValueError(f"All must be given for the same photos, got {counts}.")
+        rows = zip(*columns.values(), strict=True)
+        return super().__call__([dict(zip(columns, row, strict=True)) for row in rows], **kwargs)
+
+    def _sanitize_parameters(
+        self, top_k: int | None = None, timeout: float | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        preprocess = {} if timeout is None else {"timeout": timeout}
+        return preprocess, {} if top_k is None else {"top_k": top_k}, {}
+
+    def preprocess(self, inputs: Any, timeout: float | None = None) -> dict[str, Any]:
+        if not isinstance(inputs, dict) or not {"image", "question"} <= inputs.keys():
             raise ValueError(
-                "The model does not say where its regions came from (`processor.extraction`). Give `detector` and "
-                "`backbone`, or `grid` and `backbone`, those of its training; or give `regions`."
+                'Give a photo and a question: `pipe(photo, "How many?")`, or {"image": photo, "question": ...}.'
             )
-        if "backbone" not in settings and not settings.get("detector_features"):
-            raise ValueError(
-                "The regions have no features: give the `backbone` of the model's training, or "
-                "`detector_features=True` in `processor.extraction`."
-            )
-        for name in {"detector", "backbone"} & settings.keys():
-            settings[name] = below_data_root(settings[name])
-        return load_extractor(**settings, device=self.device)
+        return {"photo": load_photo(inputs["image"], timeout)} | {
+            name: inputs.get(name) for name in ("question", "regions", "concepts")
+        }
 
-    @cached_property
-    def _concept_extractor(self) -> ConceptExtractor:
-        if "concept_detector" not in self.extraction:
-            raise ValueError(
-                "The model reads concepts, and does not say where they came from (`processor.extraction`). Give "
-                "`concept_detector`, that of its training; or give `concepts`."
-            )
-        return ConceptExtractor.from_pretrained(below_data_root(self.extraction["concept_detector"]), self.device)
+    def _forward(self, model_inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
+        # Networks run here, where the batch is known.
+        one = isinstance(model_inputs["photo"], Image.Image)
+        photos, questions, regions, concepts = (
+            [model_inputs[k]] if one else model_inputs[k] for k in ("photo", "question", "regions", "concepts")
+        )
+        inputs = {"regions": self._checked(_filled_up(regions, photos, self._regions_of))}
+        if self.reads_concepts:
+            inputs["concepts"] = _filled_up(concepts, photos, self._concepts_of)
+        outputs = self.model(**self.processor(text=questions, **inputs).to(self.device), output_attentions=True)
+        answers = self.processor.post_process_answers(outputs, questions, inputs["regions"], **options)
+        return {"answers": answers[0] if one else answers}
 
-    def _regions_of(self, photos: Sequence[Image.Image]) -> list[Regions]:
-        return self._extractor(photos, ["photo"] * len(photos))
-
-    def _concepts_of(self, photos: Sequence[Image.Image]) -> list[list[str]]:
-        ranked = self._concept_extractor(photos, self.processor.max_concepts)
-        return [[concept.word for concept in row] for row in ranked]
-
-    def _checked(self, records: list[Regions]) -> list[Regions]:
-        """The records, if the model can read them."""
-        wanted = self.model.config.feature_dim
-        for record in records:
-            if not len(record):
-                raise ValueError(
-                    f"Image '{record.image_id}' has no regions. A detector gives more of them by a lower `min_score`."
-                )
-            size = 0 if record.region_features is None else record.region_features.shape[1]
-            if size != wanted:
-                raise ValueError(
-                    f"The regions have {size} features each and the model reads {wanted} (`config.feature_dim`). Give "
-                    "the `backbone` of its training, or regions of it."
-                )
-        return records
+    def postprocess(self, model_outputs: dict[str, Any]) -> GroundedAnswer | list[GroundedAnswer]:
+        return model_outputs["answers"]
 
 
 def _filled_up(
@@ -399,6 +549,7 @@ def _filled_up(
 TASKS = {
     "phrase-grounding": (PhraseGroundingPipeline, AutoModelForZeroShotObjectDetection),
     "grounded-captioning": (GroundedCaptioningPipeline, AutoModelForImageTextToText),
+    "grounded-vqa": (GroundedVQAPipeline, AutoModelForVisualQuestionAnswering),
 }
 
 

@@ -1,4 +1,4 @@
-"""Pictures of captions: which region each word is about, and what mutual attention gathers by iteration."""
+"""Pictures of captions and answers: which regions they are about, and what mutual attention gathers by iteration."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from .processing.concepts import FUNCTION_WORDS
-from .processing.grounding import GroundedCaption, Grounding
+from .processing.grounding import GroundedAnswer, GroundedCaption, Grounding
 from .processing.regions import Regions, scale_boxes
 from .visualization import DARK, LIGHT, PREDICTED, REGION_COLORS, Box, _draw_box, _font, _free_place
 
@@ -48,6 +48,32 @@ def draw_grounded_caption(
         panel_width = (inner - margin * (columns - 1)) // columns
         panels = [_word_panel(image, caption, one, colors.get(number), panel_width) for number, one in shown.items()]
         parts += [_row(panels[i : i + columns], inner, margin) for i in range(0, len(panels), columns)]
+    return _framed(_stacked(parts, inner, margin), margin)
+
+
+def draw_grounded_answer(image: Image.Image, answer: GroundedAnswer, *, width: int = 1000) -> Image.Image:
+    r"""The photo with its regions, the more opaque the more they counted, the question, and a bar for each answer.
+
+    Args:
+        image (`PIL.Image.Image`): The photo, upright.
+        answer ([`GroundedAnswer`]): Of a question about it.
+        width (`int`): Of the picture, in pixels.
+
+    Raises:
+        ValueError: If the width is below 200.
+    """
+    if width < 200:
+        raise ValueError(f"`width` must be 200 pixels or more, got {width}.")
+    font, margin = _font(max(14, width // 42)), max(6, width // 80)
+    inner = width - 2 * margin
+    words, probabilities = zip(*answer.answers, strict=True)
+    whole = Grounding(answer.question, (0, len(answer.question.split())), None, None, 1.0)
+    question = GroundedCaption(answer.question, [whole])
+    parts = [
+        _weighted_outlines(image, answer.regions, answer.region_weights, inner),
+        _colored_text(question, {0: DARK}, inner, font),
+        _bars(words, np.array(probabilities), 1.0, inner, font),
+    ]
     return _framed(_stacked(parts, inner, margin), margin)
 
 

@@ -71,6 +71,9 @@ from transformers import AutoModelForImageTextToText
 mia = CONFIG_MAPPING["mia"]
 found += [mia, AutoModel._model_mapping[mia], AutoModelForImageTextToText._model_mapping[mia]]
 found += [PROCESSOR_MAPPING[mia], PIPELINE_REGISTRY.supported_tasks["grounded-captioning"]["impl"]]
+from transformers import AutoModelForVisualQuestionAnswering
+vqa = CONFIG_MAPPING["mia_vqa"]
+found += [vqa, AutoModelForVisualQuestionAnswering._model_mapping[vqa], PROCESSOR_MAPPING[vqa]]
 print(*[class_.__name__ for class_ in found])
 print(sum(type(finder).__module__ == "hf_grounding._auto" for finder in sys.meta_path))
 """
@@ -101,6 +104,9 @@ def test_auto_classes_know_our_classes_in_whatever_order_of_imports(imported_bef
         "MIAForCaptioning",
         "MIAProcessor",
         "GroundedCaptioningPipeline",
+        "MIAVQAConfig",
+        "MIAForVQA",
+        "MIAVQAProcessor",
     ]
     assert finders_left == "0"
 

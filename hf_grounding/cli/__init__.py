@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from .. import __version__
+from .answer import answer
 from .caption import caption
 from .common import guarded
 from .convert_features import convert_features
@@ -81,6 +82,12 @@ _add(
     "caption",
     "hf-grounding caption photo.jpg --model runs/mia_up_down_flickr8k --draw out.png",
     "hf-grounding caption one.jpg two.jpg --model runs/mia_up_down_flickr8k --num_beams 5 --json",
+)
+_add(
+    answer,
+    "answer",
+    'hf-grounding answer photo.jpg "How many chairs are there?" --model runs/vqa_ban_daquar --draw out.png',
+    'hf-grounding answer photo.jpg "What is on the bed?" "What color is it?" --model runs/vqa_ban_daquar --json',
 )
 _add(
     extract_features,

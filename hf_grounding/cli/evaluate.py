@@ -9,7 +9,9 @@ import typer
 from .common import model_folder, print_json, print_table, working
 from .evaluate_files import EvaluatedFiles, evaluate_files
 
-MODEL_OPTIONS = ("recipe", "split", "data_dir", "min_box_area", "box_rule", "query_heatmap", "regions", "report")
+MODEL_OPTIONS = (
+    *("recipe", "split", "data_dir", "min_box_area", "box_rule", "query_heatmap", "regions", "answers", "report"),
+)
 FILE_OPTIONS = ("annotations", "questions", "against", "metrics", "df", "spice_models", "allow_missing")
 
 
@@ -43,6 +45,10 @@ def evaluate(
     regions: Annotated[
         str | None, typer.Option(help="Detected regions (.npz), for the most confident one as a baseline.")
     ] = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(dir_okay=False, writable=True, help="Write the answers to questions to this JSON file."),
+    ] = None,
     report: Annotated[
         Path | None, typer.Option(dir_okay=False, writable=True, help="Write pictures and tables to this HTML file.")
     ] = None,
@@ -71,7 +77,8 @@ def evaluate(
 
     A model: pointing game and attention correctness by category, with 95 % intervals and trivial baselines; boxes;
     levels. A concept detector: mean average precision over the commonest content words, beside chance. A captioner:
-    BLEU, METEOR, ROUGE-L and CIDEr-D beside captions of similar training photos and one by a person. A file: captions
+    BLEU, METEOR, ROUGE-L and CIDEr-D beside captions of similar training photos and one by a person. A question
+    answerer: VQA accuracy by answer and question type beside the commonest answers. A file: captions
     (COCO format) by these and SPICE, answers (VQA format, with --questions) by VQA accuracy, captions with boxes by
     grounding F1; two of them compared with --against.
     """
@@ -99,6 +106,7 @@ def evaluate(
             box_rule=box_rule,
             query_heatmap=query_heatmap,
             regions=regions,
+            answers=answers,
             report=report,
         )
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,13 +46,13 @@ def extract_concepts(
         from ..training.common import keep_freed_memory
 
         keep_freed_memory()
-        photos = _by_number(find_photos(images))
+        photos = _by_id(find_photos(images))
         extractor = ConceptExtractor.from_pretrained(model, PartialState().device)
         failed: list[str] = []
 
-        def ranked() -> Iterator[tuple[int, list[RankedConcept]]]:
+        def ranked() -> Iterator[tuple[int | str, list[RankedConcept]]]:
             with tqdm(total=len(photos), desc="concepts", unit="photo") as progress:
-                for batch in batches(sorted(photos), batch_size):
+                for batch in batches(sorted(photos, key=_numbers_first), batch_size):
                     read = {number: read_photo(photos[number], failed if keep_going else None) for number in batch}
                     loaded = {number: photo for number, photo in read.items() if photo is not None}
                     if loaded:
@@ -67,15 +68,17 @@ def extract_concepts(
         raise typer.Exit(1)
 
 
-def _by_number(photos: dict[str, Path]) -> dict[int, Path]:
-    """Ids of `image_concepts.json` are whole numbers: 42 of 42.jpg and of COCO_val2014_000000000042.jpg."""
-    numbered: dict[int, Path] = {}
-    for image_id, path in photos.items():
-        match = re.fullmatch(r"(?:COCO_\w+_)?(\d+)", image_id)
-        if match is None:
-            raise ValueError(f"Photo '{path}' has no number as its id, as the file needs; name it such as 42.jpg.")
-        number = int(match[1])
-        if number in numbered:
-            raise ValueError(f"Photos '{numbered[number]}' and '{path}' have one id, {number}; rename one.")
-        numbered[number] = path
-    return numbered
+def _by_id(photos: dict[str, Path]) -> dict[int | str, Path]:
+    """Ids of `image_concepts.json`: 42 of 42.jpg and COCO_val2014_000000000042.jpg, the name where it has no number."""
+    found: dict[int | str, Path] = {}
+    for name, path in photos.items():
+        match = re.fullmatch(r"(?:COCO_\w+_)?(\d+)", name)
+        image_id = name if match is None else int(match[1])
+        if image_id in found:
+            raise ValueError(f"Photos '{found[image_id]}' and '{path}' have one id, {image_id}; rename one.")
+        found[image_id] = path
+    return found
+
+
+def _numbers_first(image_id: int | str) -> tuple[int | float, str]:
+    return (math.inf, image_id) if isinstance(image_id, str) else (image_id, "")

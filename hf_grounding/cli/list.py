@@ -12,6 +12,7 @@ MODELS = {
     "concept_detector": "Noisy-OR network over a photo's map: which words would people use? Learned from captions.",
     "mia": "Captioners over regions and concepts aligned by mutual iterative attention; each word has its region.",
     "ss_attention": "Captioner whose attention also knows where a region is and what class it has; objects have boxes.",
+    "mia_vqa": "Answers to questions by Up-Down or BAN, over regions aligned with concepts by mutual attention.",
     "multilevel_grounding": "Multi-level common semantic space: heatmaps for words and phrases, learned from captions.",
 }
 METRICS = (

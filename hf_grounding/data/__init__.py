@@ -22,9 +22,11 @@ from datasets import (
 
 from ..processing.paths import data_root
 from .coco_captions import CocoCaptions
+from .daquar import Daquar
 from .flickr30k_entities import Flickr30kEntities
 from .scenes import Scenes
 from .schema import GROUNDING_FEATURES, AnnotationError
+from .vqa_v2 import VqaV2
 
 __all__ = ["GROUNDING_FEATURES", "AnnotationError", "data_root", "list_datasets", "load_grounding_dataset"]
 
@@ -35,6 +37,11 @@ _DATASETS: dict[str, tuple[type[GeneratorBasedBuilder], str | None, str]] = {
         "coco",
         "Photos with 5 captions or more each; the split that captioners are compared on, or the official ones.",
     ),
+    "daquar": (
+        Daquar,
+        "vqa/daquar",
+        "Photos of rooms with questions of one answer each; the authors' layout or one with the photos' sizes.",
+    ),
     "flickr30k_entities": (
         Flickr30kEntities,
         "flickr8k_entities",
@@ -44,6 +51,11 @@ _DATASETS: dict[str, tuple[type[GeneratorBasedBuilder], str | None, str]] = {
         Scenes,
         None,
         "Drawn scenes of coloured shapes with exact captions, phrases, boxes, questions and answers; needs no files.",
+    ),
+    "vqa_v2": (
+        VqaV2,
+        "vqa/vqa_v2_subset",
+        "Questions about COCO photos with ten answers each, from the official files or subsets of them.",
     ),
 }
 
@@ -73,8 +85,8 @@ def load_grounding_dataset(
         cache_dir: Where the prepared rows are kept; by default the cache of `datasets`. Rows are prepared again when
             a setting or an annotation file changes.
         num_proc: Processes that prepare the rows; the rows do not depend on it.
-        config_kwargs: Settings of the data set: fields of `CocoCaptionsConfig`, `Flickr30kEntitiesConfig` or
-            `ScenesConfig`.
+        config_kwargs: Settings of the data set: fields of `CocoCaptionsConfig`, `DaquarConfig`,
+            `Flickr30kEntitiesConfig`, `ScenesConfig` or `VqaV2Config`.
 
     Raises:
         ValueError: Unknown `name`, `split` or setting, or (as [`AnnotationError`]) a source file that cannot be read.

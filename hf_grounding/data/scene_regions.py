@@ -59,6 +59,8 @@ class SceneDetector:
         feature_grid (`int`): Cells of a box, across and down. From 4 a network of one hidden layer tells all colours,
             88 % of the shapes and 73 % of the textures of images of 64 pixels (always saying "plain": 60 %); from 8,
             97 % and 86 %.
+        class_features (`bool`): Put `class_probs` behind the features, since those of a trained detector tell its
+            classes too.
         attributes (names): The setting of the same name that the scenes were drawn with.
 
     Raises:
@@ -73,6 +75,7 @@ class SceneDetector:
     confusion: float = 0.1
     num_distractors: int = 3
     feature_grid: int = 4
+    class_features: bool = False
     attributes: tuple[str, ...] = ATTRIBUTES
 
     def __post_init__(self) -> None:
@@ -112,11 +115,14 @@ class SceneDetector:
 
         boxes = np.concatenate([boxes[found], distractors]).astype(np.float32)
         probs = np.concatenate([probs[found], false_probs]).astype(np.float32)
+        features = pool_pixels(scene.pixels, boxes, self.feature_grid)
+        if self.class_features:
+            features = np.concatenate([features, probs], axis=1)
         regions = Regions(
             row["image_id"],
             (image_size[0], image_size[1]),
             boxes,
-            region_features=pool_pixels(scene.pixels, boxes, self.feature_grid),
+            region_features=features,
             class_probs=probs,
             labels=np.concatenate([labels[found], false_labels]),
             scores=probs.max(axis=1),

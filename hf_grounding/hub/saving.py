@@ -20,15 +20,16 @@ def save_with_code(model: PreTrainedModel, processor: ProcessorMixin, save_direc
 
     Args:
         model ([`PreTrainedModel`]): Of this package.
-        processor ([`ProcessorMixin`]): Its processor; its image processor's code is saved too.
+        processor ([`ProcessorMixin`]): Its processor; the code of its image processor is saved too.
         save_directory (`str` or `os.PathLike`): Folder, made if it is not there.
     """
     auto_classes = {
         "AutoConfig": model.config,
         _auto_class_of(model): model,
         "AutoProcessor": processor,
-        "AutoImageProcessor": processor.image_processor,
     }
+    if hasattr(processor, "image_processor"):  # one that reads features of regions has none
+        auto_classes["AutoImageProcessor"] = processor.image_processor
     with ExitStack() as stack:
         for auto_class, part in auto_classes.items():
             stack.enter_context(_registered(part, auto_class))

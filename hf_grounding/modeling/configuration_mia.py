@@ -23,18 +23,14 @@ _READ_CONCEPTS = ("concept_attention", "visual_condition", "concept_condition")
 
 
 @strict
-class MIAConfig(PreTrainedConfig):
-    r"""Settings of [`MIAModel`] and [`MIAForCaptioning`].
+class MIAModuleConfig(PreTrainedConfig):
+    r"""Settings of the module itself, which all configurations of models with it begin with.
 
     Args:
-        decoder_type (`str`): The captioner: "visual_attention", "concept_attention", "visual_condition",
-            "concept_condition", "visual_regional_attention" (visual attention over detected regions), "up_down" or
-            "transformer".
-        vocab_size (`int`): Words of the captions; concepts are words too.
         feature_dim (`int`): Numbers of one region or grid cell (2048 for ResNet's grid and for bottom-up features).
-        hidden_size (`int`): d, the width of regions and concepts, and of all decoders but Up-Down.
+        hidden_size (`int`): d, the width of regions and concepts, and of all captioners but Up-Down.
         mia_iterations (`int`): N; 0 turns the module off, which gives the paper's baselines.
-        mia_output (`str`): What the decoder sees: "both" the fused rows wherever it reads regions or concepts,
+        mia_output (`str`): What the model behind it sees: "both" the fused rows wherever it reads regions or concepts,
             "visual" only refined regions, "textual" only refined concepts (Table 4).
         mia_order (`str`): Which side is refined first, "visual_first" or "textual_first".
         mia_attention (`str`): "mutual", or "self" for the ablation in which each side attends to itself.
@@ -44,6 +40,32 @@ class MIAConfig(PreTrainedConfig):
         num_attention_heads, intermediate_size (`int`): Of the module, and of the transformer captioner.
         mia_dropout (`float`): Inside the module.
         layer_dropout (`float`, *optional*): The block's last dropout; default `mia_dropout`.
+    """
+
+    feature_dim: int = 2048
+    hidden_size: int = 512
+    mia_iterations: int = 2
+    mia_output: Literal["both", "visual", "textual"] = "both"
+    mia_order: Literal["visual_first", "textual_first"] = "visual_first"
+    mia_attention: Literal["mutual", "self"] = "mutual"
+    block_variant: Literal["paper", "official"] = "paper"
+    share_iteration_weights: bool = True
+    attention_bias: bool = True
+    num_attention_heads: int = 8
+    intermediate_size: int = 2048
+    mia_dropout: float | int = 0.1
+    layer_dropout: float | int | None = None
+
+
+@strict
+class MIAConfig(MIAModuleConfig):
+    r"""Settings of [`MIAModel`] and [`MIAForCaptioning`], which take those of [`MIAModuleConfig`] as well.
+
+    Args:
+        decoder_type (`str`): The captioner: "visual_attention", "concept_attention", "visual_condition",
+            "concept_condition", "visual_regional_attention" (visual attention over detected regions), "up_down" or
+            "transformer".
+        vocab_size (`int`): Words of the captions; concepts are words too.
         embedding_size (`int`): Width of a word's embedding.
         tie_word_embeddings (`bool`): Concepts are embedded with the captions' table; needs `embedding_size` =
             `hidden_size`.
@@ -75,19 +97,6 @@ class MIAConfig(PreTrainedConfig):
 
     decoder_type: DecoderName = "visual_attention"
     vocab_size: int = 10000
-    feature_dim: int = 2048
-    hidden_size: int = 512
-    mia_iterations: int = 2
-    mia_output: Literal["both", "visual", "textual"] = "both"
-    mia_order: Literal["visual_first", "textual_first"] = "visual_first"
-    mia_attention: Literal["mutual", "self"] = "mutual"
-    block_variant: Literal["paper", "official"] = "paper"
-    share_iteration_weights: bool = True
-    attention_bias: bool = True
-    num_attention_heads: int = 8
-    intermediate_size: int = 2048
-    mia_dropout: float | int = 0.1
-    layer_dropout: float | int | None = None
     embedding_size: int = 512
     tie_word_embeddings: bool = True
     decoder_hidden_size: int = 512
@@ -198,4 +207,4 @@ class MIAConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must be an id of the vocabulary, 0 to {self.vocab_size - 1}, got {value}.")
 
 
-__all__ = ["MIAConfig"]
+__all__ = ["MIAConfig", "MIAModuleConfig"]

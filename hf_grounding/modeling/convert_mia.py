@@ -30,7 +30,7 @@ def official_captioner_state_dict(state: State, config: MIAConfig) -> dict[str, 
         **{f"output.{name}": f"mlp.{name}" for name in ("weight", "bias")},
     }
     biases = ["LSTM.bias_ih_l0", "LSTM.bias_hh_l0"]  # of two, one is enough
-    _check(state, [*names.values(), *biases])
+    check_names(state, [*names.values(), *biases])
     absent = {
         "concept_attention": ("decoder.project_visual",),
         "visual_condition": ("decoder.attention",),
@@ -60,7 +60,7 @@ def up_down_state_dict(state: State) -> dict[str, torch.Tensor]:
     names["decoder.embed_words.weight"] = "embed.0.weight"
     lstms = ("core.att_lstm", "core.lang_lstm")
     parts = [f"{lstm}.{kind}_{side}" for lstm in lstms for kind in ("weight", "bias") for side in ("ih", "hh")]
-    _check(state, [*names.values(), *parts])
+    check_names(state, [*names.values(), *parts])
     converted = {ours: state[theirs] for ours, theirs in names.items()}
     size = state["core.att_lstm.weight_hh"].shape[1]
     last, image, words = state["core.att_lstm.weight_ih"].tensor_split([size, 2 * size], dim=1)  # of [h2; vbar; x]
@@ -74,7 +74,7 @@ def up_down_state_dict(state: State) -> dict[str, torch.Tensor]:
     return converted
 
 
-def _check(state: State, expected: Iterable[str]) -> None:
+def check_names(state: State, expected: Iterable[str]) -> None:
     wanted = set(expected)
     missing, unknown = sorted(wanted - state.keys()), sorted(state.keys() - wanted)
     if missing or unknown:

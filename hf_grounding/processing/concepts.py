@@ -257,15 +257,15 @@ class ConceptProcessor(ProcessorMixin):
             concept_mask[i, : len(row)] = 1
         return BatchFeature({"concept_ids": concept_ids, "concept_mask": concept_mask})
 
-    def read_image_concepts(self, path: str | os.PathLike) -> dict[int, list[str]]:
+    def read_image_concepts(self, path: str | os.PathLike) -> dict[int | str, list[str]]:
         r"""Reads `image_concepts.json`, see [`read_image_concepts`]; its words must be in `concepts`, if there are."""
         return read_image_concepts(path, self.concepts or None)
 
     def write_image_concepts(
         self,
         path: str | os.PathLike,
-        image_concepts: Mapping[int, Sequence[str | RankedConcept]]
-        | Iterable[tuple[int, Sequence[str | RankedConcept]]],
+        image_concepts: Mapping[Any, Sequence[str | RankedConcept]]
+        | Iterable[tuple[Any, Sequence[str | RankedConcept]]],
     ) -> None:
         r"""Writes `image_concepts.json`, see [`write_image_concepts`]; words must be in `concepts`, if there are."""
         write_image_concepts(path, image_concepts, self.concepts or None)
@@ -276,14 +276,16 @@ class ConceptProcessor(ProcessorMixin):
         return {word: index for index, word in enumerate(self.concepts)}
 
 
-# image_concepts.json: a list of {"image_id": int, "image_concepts": [words, the likeliest first]}
+# image_concepts.json: a list of {"image_id": int, "image_concepts": [words, the likeliest first]}. Public files have
+# numbers alone; where photos have names, such as "image3", ours has these.
 
 
-def read_image_concepts(path: str | os.PathLike, concepts: Iterable[str] | None = None) -> dict[int, list[str]]:
+def read_image_concepts(path: str | os.PathLike, concepts: Iterable[str] | None = None) -> dict[int | str, list[str]]:
     r"""Reads the public `image_concepts.json`: image id -> words, the likeliest first, in the order of the file.
 
     Args:
-        path: File, a JSON list of `{"image_id": int, "image_concepts": [words]}`. Other keys are passed over.
+        path: File, a JSON list of `{"image_id": int, "image_concepts": [words]}`. Other keys are passed over. An id
+            may be a name that is no number, too.
         concepts (*optional*): The vocabulary; default any words.
 
     Raises:
@@ -306,7 +308,7 @@ def read_image_concepts(path: str | os.PathLike, concepts: Iterable[str] | None 
 
 def write_image_concepts(
     path: str | os.PathLike,
-    image_concepts: Mapping[int, Sequence[str | RankedConcept]] | Iterable[tuple[int, Sequence[str | RankedConcept]]],
+    image_concepts: Mapping[Any, Sequence[str | RankedConcept]] | Iterable[tuple[Any, Sequence[str | RankedConcept]]],
     concepts: Iterable[str] | None = None,
 ) -> None:
     r"""Writes the public `image_concepts.json`, one image a line; aside and renamed, so it is never half there.
@@ -317,7 +319,8 @@ def write_image_concepts(
         concepts (*optional*): The vocabulary; default any words.
 
     Raises:
-        ValueError: If an image comes twice, its id is not a whole number, or words are not in `concepts`.
+        ValueError: If an image comes twice, its id is neither a whole number nor a name that is none, or words are not
+            in `concepts`.
     """
     pairs = image_concepts.items() if isinstance(image_concepts, Mapping) else image_concepts
     path = Path(path)
@@ -340,29 +343,38 @@ _ENTRY = '{"image_id": int, "image_concepts": [words]}'
 
 def _checked_pairs(
     pairs: Iterable[tuple[Any, Any]], where: str, concepts: Iterable[str] | None
-) -> Iterator[tuple[int, list[str]]]:
+) -> Iterator[tuple[int | str, list[str]]]:
     """Ids and words as they go into the file; `where` ends the messages' "entry 3"."""
     known = None if concepts is None else set(concepts)
-    positions: dict[int, int] = {}
+    positions: dict[int | str, int] = {}
     for position, (image_id, row) in enumerate(pairs):
         entry = f"Entry {position} {where}"
-        try:
-            number = operator.index(image_id)
-        except TypeError:
-            number = None
-        if number is None or isinstance(image_id, bool):
-            raise ValueError(f"{entry} has the `image_id` {_cut(image_id)}, which must be a whole number.")
-        if number in positions:
-            raise ValueError(f"{entry} has the `image_id` {number} of entry {positions[number]}; give each image once.")
-        positions[number] = position
+        key = _image_key(image_id)
+        if key is None:
+            raise ValueError(
+                f"{entry} has the `image_id` {_cut(image_id)}, which must be a whole number, or a name that is none."
+            )
+        if key in positions:
+            raise ValueError(f"{entry} has the `image_id` {key} of entry {positions[key]}; give each image once.")
+        positions[key] = position
         raw: list[Any] = list(row) if _is_row(row) else [None]
         words = [each.word if isinstance(each, RankedConcept) else each for each in raw]
         if not all(isinstance(word, str) and word for word in words):
-            raise ValueError(f"{entry} (image {number}) must have a list of words, got {_cut(row)}.")
+            raise ValueError(f"{entry} (image {key}) must have a list of words, got {_cut(row)}.")
         unknown = [] if known is None else [word for word in dict.fromkeys(words) if word not in known]
         if unknown:
-            raise ValueError(f"{entry} (image {number}) has words that are not in the vocabulary: {_listed(unknown)}.")
-        yield number, words
+            raise ValueError(f"{entry} (image {key}) has words that are not in the vocabulary: {_listed(unknown)}.")
+        yield key, words
+
+
+def _image_key(image_id: Any) -> int | str | None:
+    """A number as int, a name that is no number as it is; else `None`, "3" too, so that no image has two ids."""
+    if isinstance(image_id, str):
+        return None if not image_id or image_id.isdecimal() else image_id
+    try:
+        return None if isinstance(image_id, bool) else operator.index(image_id)
+    except TypeError:
+        return None
 
 
 def _is_row(value: Any) -> bool:

@@ -81,6 +81,44 @@ class GroundedCaption:
         return told if self.object_classes is None else told | self.objects()
 
 
+@dataclass
+class GroundedAnswer:
+    r"""The answers to a question about an image, and the regions that they were read from.
+
+    Args:
+        question (`str`): As it was asked.
+        answers (list of `tuple[str, float]`): The most probable ones with their probabilities, best first.
+        groundings (list of [`Grounding`]): First that of the best answer, with all words of the question as its span;
+            then, for a model that attends by words, that of each word of the question.
+        region_weights (`np.ndarray` of shape `(num_regions,)`): How much each region counted for the answer; sum 1.
+        regions ([`Regions`]): Those that the weights are of.
+    """
+
+    question: str
+    answers: list[tuple[str, float]]
+    groundings: list[Grounding]
+    region_weights: np.ndarray = field(repr=False, compare=False)
+    regions: Regions = field(repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Question, answers and groundings, ready for JSON."""
+        return {
+            "question": self.question,
+            "answers": [{"answer": answer, "probability": probability} for answer, probability in self.answers],
+            "groundings": [grounding.to_dict() for grounding in self.groundings],
+        }
+
+
+def best_region(phrase: str, token_span: tuple[int, int], weights: np.ndarray, boxes: np.ndarray) -> Grounding:
+    r"""The phrase at the region with the largest weight, which is its score.
+
+    Shapes: `weights` (num_regions,), `boxes` (num_regions, 4), xyxy in pixels.
+    """
+    best = int(weights.argmax())
+    x1, y1, x2, y2 = (float(side) for side in boxes[best])
+    return Grounding(phrase, token_span, (x1, y1, x2, y2), ((x1 + x2) / 2, (y1 + y2) / 2), float(weights[best]))
+
+
 def heatmap_points(heatmaps: torch.Tensor, height: int, width: int) -> torch.Tensor:
     r"""First maximum in row-major order of each heatmap resized to the image (bilinear, half-pixel centres).
 

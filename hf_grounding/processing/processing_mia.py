@@ -10,9 +10,10 @@ from transformers import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import ModelOutput
 
-from .grounding import GroundedCaption, Grounding
+from .grounding import GroundedCaption, Grounding, best_region
+from .image_inputs import check_concepts, concept_inputs, region_inputs
 from .image_processing_multilevel import MultiLevelGroundingImageProcessorPil
-from .regions import Regions, best_regions, check_grid_fits, grid_boxes, pad_regions
+from .regions import Regions, best_regions, check_grid_fits, grid_boxes
 from .words import Phrase, as_phrase, token_words
 
 IGNORED = -100  # in labels
@@ -99,9 +100,12 @@ class MIAProcessor(ProcessorMixin):
         if images is not None:
             data.update(self.image_processor(images, return_tensors="pt", **kwargs))
         if regions is not None:
-            data.update(self._region_inputs([regions] if isinstance(regions, Regions) else list(regions)))
+            padded = region_inputs([regions] if isinstance(regions, Regions) else list(regions), self.max_regions)
+            data.update({name: padded[name] for name in self._region_names if name in padded})
         if concepts is not None:
-            data.update(self._concept_inputs(concepts))
+            check_concepts(concepts)
+            ids = [[self._concept_id(word) for word in words[: self.max_concepts]] for words in concepts]
+            data.update(concept_inputs(ids, self.tokenizer.pad_token_id))
         if captions is not None:
             data.update(self._labels(captions))
         if text is not None:
@@ -113,30 +117,6 @@ class MIAProcessor(ProcessorMixin):
         if len(set(counts.values())) > 1:
             raise ValueError(f"All must be given for the same images, but their numbers differ: {counts}.")
         return BatchFeature(data)
-
-    def _region_inputs(self, regions: list[Regions]) -> dict[str, torch.Tensor]:
-        for record in regions:
-            if record.region_features is None or not len(record):
-                missing = "regions" if not len(record) else "region features"
-                raise ValueError(
-                    f"Image '{record.image_id}' has no {missing}. Extract them with `hf-grounding extract-features` "
-                    "and a `--backbone`, or leave the image out."
-                )
-        padded = pad_regions(regions, self.max_regions)
-        return {name: torch.from_numpy(padded[name]) for name in self._region_names if name in padded}
-
-    def _concept_inputs(self, concepts: Sequence[Sequence[str]]) -> dict[str, torch.Tensor]:
-        for image, words in enumerate(concepts):
-            if isinstance(words, str) or not all(isinstance(word, str) for word in words):
-                raise ValueError(f"Image {image} needs a list of words as its concepts, got {words!r}.")
-        if not concepts:
-            raise ValueError("`concepts` is empty; expected a list of words for each image.")
-        rows = [[self._concept_id(word) for word in words[: self.max_concepts]] for words in concepts]
-        ids = torch.full((len(rows), max(1, *map(len, rows))), self.tokenizer.pad_token_id)
-        mask = torch.zeros_like(ids)
-        for row, (own_ids, own_mask) in zip(rows, zip(ids, mask, strict=True), strict=True):
-            own_ids[: len(row)], own_mask[: len(row)] = torch.tensor(row, dtype=torch.long), 1
-        return {"concept_ids": ids, "concept_mask": mask}
 
     def _concept_id(self, word: str) -> int:
         """Of the word in the captions' vocabulary; of the unknown word if it is none, or is cut into several."""
@@ -291,10 +271,7 @@ def _grounding(phrase: Phrase, weights: np.ndarray | None, boxes: np.ndarray) ->
     rows = rows[~np.isnan(rows).any(axis=1)]
     if not len(rows):
         return Grounding(phrase.text, span, None, None, 0.0)
-    mean = rows.mean(axis=0)
-    best = int(mean.argmax())
-    x1, y1, x2, y2 = (float(side) for side in boxes[best])
-    return Grounding(phrase.text, span, (x1, y1, x2, y2), ((x1 + x2) / 2, (y1 + y2) / 2), float(mean[best]))
+    return best_region(phrase.text, span, rows.mean(axis=0), boxes)
 
 
 __all__ = ["MIAProcessor"]

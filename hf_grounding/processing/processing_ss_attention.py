@@ -9,7 +9,7 @@ import torch
 from transformers import BatchFeature
 
 from .processing_mia import MIAProcessor
-from .regions import Regions, best_regions, box_iou, normalize_boxes, scale_boxes
+from .regions import Regions, best_regions, box_iou, scale_boxes
 
 
 @dataclass(frozen=True)
@@ -152,11 +152,6 @@ class SSAttentionProcessor(MIAProcessor):
                 for token in np.flatnonzero(np.array(words) == phrase.end - 1):
                     targets[number, token] = torch.maximum(targets[number, token], _one_hot([phrase], num_regions))
         return targets
-
-    def _region_inputs(self, regions: list[Regions]) -> dict[str, torch.Tensor]:
-        inputs = super()._region_inputs(regions)
-        boxes = normalize_boxes(inputs["boxes"].numpy(), inputs["image_sizes"].numpy())
-        return {**inputs, "boxes": torch.from_numpy(boxes)}
 
 
 def _one_hot(phrases: Sequence[MatchedPhrase], num_regions: int) -> torch.Tensor:

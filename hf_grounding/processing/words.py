@@ -4,11 +4,15 @@ A word is a white-space token, as in the captions of Flickr30k Entities; phrases
 words further (punctuation, subwords); `token_words` says which word each token belongs to.
 """
 
+import gzip
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -61,6 +65,43 @@ def train_words(tokenizer: Tokenizer, captions: Iterable[str], min_count: int, s
         raise ValueError(
             f"No word occurs {min_count} times or more in the captions; lower `min_count` or give more captions."
         )
+
+
+def load_word_vectors(path: str | os.PathLike, vocabulary: Mapping[str, int]) -> torch.Tensor:
+    r"""Vectors of a vocabulary's words from a text file in GloVe's format.
+
+    Args:
+        path (`str` or `os.PathLike`): Lines "word v1 v2 ...", all equally long; packed if the name ends in ".gz".
+        vocabulary (mapping of `str` to `int`): Words and their ids, such as `tokenizer.get_vocab()`.
+
+    Returns:
+        `torch.Tensor` of shape `(largest id + 1, width)`, 0 for words that the file lacks.
+
+    Raises:
+        ValueError: If lines differ in length, a value is no finite number, or no word of the vocabulary is there.
+    """
+    path = Path(path)
+    found: dict[int, torch.Tensor] = {}
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            word, *values = line.rstrip().split(" ")
+            if word not in vocabulary:
+                continue
+            try:
+                vector = torch.tensor([float(value) for value in values])
+            except ValueError:
+                vector = torch.tensor([torch.nan])
+            width = len(next(iter(found.values()), vector))
+            if len(vector) != width or not vector.isfinite().all() or not width:
+                raise ValueError(
+                    f"Line {number} of '{path}' must be a word and {width or 'some'} numbers, got {line[:60]!r}."
+                )
+            found[vocabulary[word]] = vector
+    if not found:
+        raise ValueError(f"'{path}' has no word of the vocabulary; lines must read `word v1 v2 ...`.")
+    vectors = torch.zeros(max(vocabulary.values()) + 1, len(next(iter(found.values()))))
+    vectors[list(found)] = torch.stack(list(found.values()))
+    return vectors
 
 
 def word_offsets(text: str) -> list[tuple[int, int]]:

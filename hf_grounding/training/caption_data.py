@@ -185,7 +185,7 @@ class GroundedCaptioningCollator(CaptioningCollator):
 
 
 def load_images(recipe: Recipe, rows: Dataset, split: str) -> ImageInputs:
-    r"""Regions and concepts of a split, from the recipe's files, or simulated for scenes; photos for a backbone.
+    r"""As [`load_inputs`], of images with captions.
 
     Raises:
         ValueError: If an image lacks captions, regions or concepts, or no store is named.
@@ -194,6 +194,15 @@ def load_images(recipe: Recipe, rows: Dataset, split: str) -> ImageInputs:
     if bare:
         example = rows["image_id"][bare[0]]
         raise ValueError(f"{len(bare)} images of '{split}' have no caption, such as '{example}'; leave them out.")
+    return load_inputs(recipe, rows, split)
+
+
+def load_inputs(recipe: Recipe, rows: Dataset, split: str) -> ImageInputs:
+    r"""Regions and concepts of a split, from the recipe's files, or simulated for scenes; photos for a backbone.
+
+    Raises:
+        ValueError: If an image lacks regions or concepts, or no store is named.
+    """
     regions = _regions(recipe, rows) if recipe.backbone is None else None
     photos = None if recipe.backbone is None else Photos(rows)
     images = ImageInputs(regions, _concepts(recipe, rows), photos, withheld=recipe.images.withhold_image)

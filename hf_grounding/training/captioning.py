@@ -4,7 +4,6 @@ Batches are in `caption_data.py`, what is written and how it is scored in `capti
 """
 
 import logging
-import math
 import os
 import time
 from collections.abc import Sequence
@@ -38,6 +37,7 @@ from .caption_evaluation import measure_captioner, report_captioner, write_capti
 from .checkpoints import start_from
 from .common import (
     REPORT_FILE,
+    epoch_scheduler,
     keep_freed_memory,
     level_channels,
     load_backbone,
@@ -203,14 +203,10 @@ class CaptioningTrainer(Trainer):
         if factor is None:
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
-            batches = math.ceil(len(self.train_dataset) / (self.args.train_batch_size * self.args.world_size))
-            steps_per_epoch = math.ceil(batches / self.args.gradient_accumulation_steps)
-
-            def scale(step: int) -> float:
-                epochs = step // steps_per_epoch - self.args.lr_decay_start
-                return factor ** max(0, epochs // self.args.lr_decay_every)
-
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.create_optimizer(), scale)
+            start, every = self.args.lr_decay_start, self.args.lr_decay_every
+            self.lr_scheduler = epoch_scheduler(
+                self, optimizer, lambda epoch: factor ** max(0, (epoch - start) // every)
+            )
         return self.lr_scheduler
 
     def evaluate(

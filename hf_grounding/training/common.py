@@ -3,9 +3,11 @@
 import ctypes
 import json
 import logging
+import math
 import os
 import platform
 import time
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,18 @@ def run_training(trainer: Trainer, processor: Any, recipe: Recipe, checkpoint: s
     if trainer.is_world_process_zero():
         _save(output_dir, trained, processor)  # before it is measured: whatever happens there, it is kept
     return trained
+
+
+def epoch_scheduler(
+    trainer: Trainer, optimizer: torch.optim.Optimizer | None, factor: Callable[[int], float]
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """The learning rate times the `factor` of each epoch, counted from 0."""
+    args = trainer.args
+    batches = math.ceil(len(trainer.train_dataset) / (args.train_batch_size * args.world_size))
+    steps_per_epoch = math.ceil(batches / args.gradient_accumulation_steps)
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer or trainer.create_optimizer(), lambda step: factor(step // steps_per_epoch)
+    )
 
 
 def _save(output_dir: Path, model: Any, processor: Any) -> None:

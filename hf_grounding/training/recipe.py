@@ -79,7 +79,7 @@ class EvaluationSettings:
 @strict
 @dataclass
 class RegionSettings:
-    """Regions and concepts of a captioner's images, extracted beforehand; those of scenes are simulated.
+    """Regions and concepts of the images of captions or questions, extracted beforehand; those of scenes are simulated.
 
     With a section `backbone` the captioner reads photos in place of regions, and only concepts are as said here.
     """
@@ -89,8 +89,9 @@ class RegionSettings:
     scene_detector: dict = field(default_factory=dict)  # arguments of `SceneDetector`, where the data are scenes
     max_regions: int = 36
     max_concepts: int = 36
+    append_locations: bool = False  # of a question answerer, which else does not know where its regions are
     extraction: dict | None = None  # how the store was made, for photos: see `MIAProcessor`
-    withhold_image: bool = False  # the same model blind: what captions alone teach, a floor for the one that sees
+    withhold_image: bool = False  # the same model blind: what texts alone teach, a floor for the one that sees
 
     def validate_sizes(self) -> None:
         _check_positive(self, "max_regions", "max_concepts")
@@ -115,6 +116,32 @@ class CaptionSettings:
         _check_positive(self, "min_count", "max_words", "num_beams", "min_object_count")
 
 
+@strict
+@dataclass
+class QuestionSettings:
+    """Vocabulary of the questions, and what its words start from."""
+
+    min_count: int = 1
+    split: str | None = None  # whose questions' words; default: the training split
+    word_vectors: str | None = None  # text file "word v1 v2 ..." (.gz too), such as GloVe's
+
+    def validate_min_count(self) -> None:
+        _check_positive(self, "min_count")
+
+
+@strict
+@dataclass
+class AnswerSettings:
+    """Answers that a model chooses from: the commonest of a split."""
+
+    min_count: int = 1  # questions with this answer; 9 for VQA v2
+    max_answers: int | None = None
+    split: str | None = None  # whose answers; default: the training split
+
+    def validate_sizes(self) -> None:
+        _check_positive(self, "min_count", "max_answers")
+
+
 def _check_positive(settings: Any, *names: str) -> None:
     for name in names:
         value = getattr(settings, name)
@@ -126,8 +153,9 @@ def _check_positive(settings: Any, *names: str) -> None:
 class Recipe:
     r"""All settings of a run.
 
-    `system` is what is trained: phrase grounding, a concept detector or a captioner. `model` are arguments of its
-    configuration, `training` of its training arguments; the other sections are of one system or another.
+    `system` is what is trained: phrase grounding, a concept detector, a captioner or a question answerer. `model` are
+    arguments of its configuration, `training` of its training arguments; the other sections are of one system or
+    another.
 
     Raises (from `load` and `override`):
         FileNotFoundError: No such recipe; says the nearest known name.
@@ -139,11 +167,15 @@ class Recipe:
     backbone: BackboneSettings | None = None
     regions: RegionSettings | None = None
     captions: CaptionSettings = field(default_factory=CaptionSettings)
+    questions: QuestionSettings = field(default_factory=QuestionSettings)
+    answers: AnswerSettings = field(default_factory=AnswerSettings)
     text: TextSettings = field(default_factory=TextSettings)
     model: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
-    system: Literal["multilevel_grounding", "concept_detector", "mia", "ss_attention"] = "multilevel_grounding"
+    system: Literal["multilevel_grounding", "concept_detector", "mia", "ss_attention", "mia_vqa"] = (
+        "multilevel_grounding"
+    )
 
     @property
     def network(self) -> BackboneSettings:
@@ -193,6 +225,8 @@ class Recipe:
                     "A captioner with a `backbone` reads photos; leave out `regions.store` and "
                     "`regions.scene_detector`."
                 )
+            if recipe.regions.append_locations and system != "mia_vqa":
+                raise ValueError(f"A {SYSTEM_NOUNS[system]} has no `regions.append_locations`; leave it out.")
             _check_regions(recipe.regions, recipe.dataset.name)
         return recipe
 
@@ -232,6 +266,8 @@ _KINDS: dict[str, type] = {
     "backbone": BackboneSettings,
     "regions": RegionSettings,
     "captions": CaptionSettings,
+    "questions": QuestionSettings,
+    "answers": AnswerSettings,
     "text": TextSettings,
     "evaluation": EvaluationSettings,
 }
@@ -242,6 +278,7 @@ _SECTIONS = {
     "concept_detector": ("backbone",),
     "mia": ("regions", "captions", "backbone"),
     "ss_attention": ("regions", "captions"),
+    "mia_vqa": ("regions", "questions", "answers"),
 }
 
 SYSTEM_NOUNS = {
@@ -249,6 +286,7 @@ SYSTEM_NOUNS = {
     "concept_detector": "concept detector",
     "mia": "captioner",
     "ss_attention": "grounded captioner",
+    "mia_vqa": "question answerer",
 }
 
 # Settings of a model that the run finds out itself: from backbone, vocabulary and the captions' words.
@@ -256,6 +294,7 @@ _NOT_GIVEN = {
     *("backbone_config", "backbone_levels", "level_channels", "text_config", "vocab_size", "pad_token_id"),
     *("backbone_level", "feature_channels", "id2label", "label2id", "problem_type"),
     *("feature_dim", "bos_token_id", "eos_token_id", "unk_token_id", "decoder_start_token_id", "is_encoder_decoder"),
+    *("concept_vocab_size",),
 }
 
 
@@ -263,17 +302,20 @@ def _classes(values: dict[str, Any]) -> tuple[type, type]:
     """Classes of the sections `model` and `training`; imported here, because they bring torch."""
     from ..modeling.configuration_concepts import ConceptDetectorConfig
     from ..modeling.configuration_mia import MIAConfig
+    from ..modeling.configuration_mia_vqa import MIAVQAConfig
     from ..modeling.configuration_multilevel import MultiLevelGroundingConfig
     from ..modeling.configuration_ss_attention import SSAttentionConfig
     from .captioning import CaptioningTrainingArguments
     from .concepts import ConceptTrainingArguments
     from .grounding_trainer import GroundingTrainingArguments
+    from .vqa import VQATrainingArguments
 
     classes: dict[str, tuple[type, type]] = {
         "multilevel_grounding": (MultiLevelGroundingConfig, GroundingTrainingArguments),
         "concept_detector": (ConceptDetectorConfig, ConceptTrainingArguments),
         "mia": (MIAConfig, CaptioningTrainingArguments),
         "ss_attention": (SSAttentionConfig, CaptioningTrainingArguments),
+        "mia_vqa": (MIAVQAConfig, VQATrainingArguments),
     }
     return classes[_system(values)]
 

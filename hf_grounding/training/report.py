@@ -1,17 +1,20 @@
 """A run's `report.html`: numbers beside trivial baselines, the training curve, phrases chosen by rule, not by hand."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import PIL.Image
 from datasets import Dataset
 from PIL import ImageOps
 
 from ..metrics.pointing_game import pointing_hits
 from ..processing.concepts import RankedConcept
-from ..processing.grounding import GroundedCaption, Grounding
+from ..processing.grounding import GroundedAnswer, GroundedCaption, Grounding
 from ..visualization import Example, Report, Table, draw_grounding
-from ..visualization_captions import draw_grounded_caption
+from ..visualization_captions import draw_grounded_answer, draw_grounded_caption
+from .vqa_data import Question
 
 # name in the trainer's log -> name in the report, factor
 _CURVES = {
@@ -22,6 +25,7 @@ _CURVES = {
     "eval_cider_d": ("CIDEr-D x 100", 100),
     "eval_bleu_4": ("BLEU-4, %", 100),
     "eval_rouge_l": ("ROUGE-L, %", 100),
+    "eval_vqa_accuracy": ("accuracy, %", 100),
 }
 
 
@@ -121,14 +125,42 @@ def build_caption_report(
     )
 
 
+def build_answer_report(
+    title: str,
+    results: Mapping[str, Any],
+    answered: Sequence[tuple[Question, GroundedAnswer, PIL.Image.Image | None]],
+    num_questions: int,
+    settings: Mapping[str, Any],
+) -> Report:
+    """As [`build_report`], of a question answerer; `answered` are questions by [`evenly_spaced`], with their photos."""
+    examples = []
+    for question, grounded, image in answered:
+        if image is None:
+            continue  # questions and stored regions may be there without the photos
+        photo = ImageOps.exif_transpose(image).convert("RGB")
+        said = ", ".join(f"{answer} ({count})" for answer, count in Counter(question.answers).most_common())
+        note = f"People: {said or 'not known'}. Photo {question.image_id}"
+        examples.append(Example("typical", question.text, draw_grounded_answer(photo, grounded, width=480), note))
+    return Report(
+        title=title,
+        settings=settings,
+        protocol=protocol_of(results),
+        metrics=result_tables(results),
+        curve=_curve(results.get("curve") or ()),
+        examples=examples,
+        rule=f"{_spacing(num_questions, len(answered), 'questions')}, with its three likeliest answers, where the "
+        "photo is at hand. The more a region counted for the answer, the more opaque is its outline.",
+    )
+
+
 def evenly_spaced(count: int, num_examples: int) -> list[int]:
     """`num_examples` of `count` rows, or all where they are no more: one of every k, from the first k's middle."""
     stride = max(1, count // num_examples)
     return list(range(stride // 2, count, stride))[:num_examples]
 
 
-def _spacing(count: int, num_examples: int) -> str:
-    return f"one of every {max(1, count // max(1, num_examples))} photos in the order of the data set"
+def _spacing(count: int, num_examples: int, noun: str = "photos") -> str:
+    return f"one of every {max(1, count // max(1, num_examples))} {noun} in the order of the data set"
 
 
 def protocol_of(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,6 +172,9 @@ def protocol_of(results: Mapping[str, Any]) -> dict[str, Any]:
         return facts | results["concepts"]["protocol"] | run_facts
     if "captions" in results:
         facts |= {"beams": results["num_beams"], "tokens": "Penn Treebank, without punctuation"}
+        return facts | ({"image": "withheld"} if results["image_withheld"] else {}) | run_facts
+    if "answers" in results:
+        facts |= {"questions": results["answers"]["count"], "accuracy": results["accuracy"]}
         return facts | ({"image": "withheld"} if results["image_withheld"] else {}) | run_facts
     pointing = results["model"]
     facts |= {name: pointing["protocol"][name] for name in ("box_rule", "min_box_area", "skip_categories", "ties")}
@@ -157,6 +192,8 @@ def result_tables(results: Mapping[str, Any]) -> list[Table]:
     if "captions" in results:
         tables = [_caption_table(results["captions"], results["baselines"])]
         return tables + ([_object_table(results["objects"])] if "objects" in results else [])
+    if "answers" in results:
+        return _answer_tables(results["answers"], results["baselines"])
     pointing, correctness = results["model"], results["attention_correctness"]
     baselines = results["baselines"]
     categories = sorted(pointing["by_category"], key=lambda name: -pointing["by_category"][name]["count"])
@@ -250,6 +287,34 @@ def _object_table(objects: Mapping[str, Any]) -> Table:
         "fits it best. Accuracy and attention correctness: of the objects in people's captions, word by word."
     )
     return Table("Grounding of objects, %", [row], note)
+
+
+def _answer_tables(answers: Mapping[str, Any], baselines: Mapping[str, Mapping[str, Any]]) -> list[Table]:
+    if "vqa_accuracy" not in answers:  # those of a test
+        return [Table("Answers", [{"answers of": "this model", "questions": answers["count"]}])]
+    everyone = {"this model": answers, **baselines}
+    rows = [
+        {
+            "answers of": name,
+            "all": _percent(scores["vqa_accuracy"]),
+            **{kind: _percent(of_kind["vqa_accuracy"]) for kind, of_kind in scores["by_answer_type"].items()},
+        }
+        for name, scores in everyone.items()
+    ]
+    counts = ", ".join(f"{part['count']} {kind}" for kind, part in answers["by_answer_type"].items())
+    note = (
+        f"Of {answers['count']} questions, {counts}. {answers['distinct']} different answers were given; always "
+        f"choosing the best of the answers that the model knows gives {_percent(answers['reachable'])}."
+    )
+    by_type = [
+        {
+            "question type": kind,
+            **{name: _percent(scores["by_question_type"][kind]["vqa_accuracy"]) for name, scores in everyone.items()},
+            "questions": part["count"],
+        }
+        for kind, part in sorted(answers["by_question_type"].items(), key=lambda pair: -pair[1]["count"])
+    ]
+    return [Table("Accuracy, %", rows, note), Table("Accuracy by question type, %", by_type)]
 
 
 def _level_table(levels: Mapping[str, Any], categories: Sequence[str]) -> Table:

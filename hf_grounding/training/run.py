@@ -3,7 +3,6 @@
 What `hf-grounding train` and `evaluate` do.
 """
 
-import gzip
 import logging
 import os
 import time
@@ -25,7 +24,7 @@ from ..modeling.modeling_multilevel import MultiLevelGroundingModel
 from ..modeling.text_encoders import PretrainedTextEncoder
 from ..processing.paths import below_data_root
 from ..processing.processing_multilevel import MultiLevelGroundingProcessor
-from ..processing.words import train_word_tokenizer
+from ..processing.words import load_word_vectors, train_word_tokenizer
 from ..visualization import write_report
 from .captioning import CAPTIONERS, evaluate_captioner, train_captioner
 from .checkpoints import start_from
@@ -48,6 +47,7 @@ from .grounding_evaluation import predict_groundings, score_groundings
 from .grounding_trainer import GroundingTrainer, GroundingTrainingArguments
 from .recipe import RECIPE_FILE, SYSTEM_NOUNS, Recipe
 from .report import build_report
+from .vqa import evaluate_answerer, train_answerer
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +100,8 @@ def train(recipe: Recipe, output_dir: str | os.PathLike, *, resume: bool = False
         return train_concepts(recipe, output_dir, resume=resume)
     if recipe.system in CAPTIONERS:
         return train_captioner(recipe, output_dir, resume=resume)
+    if recipe.system == "mia_vqa":
+        return train_answerer(recipe, output_dir, resume=resume)
     output_dir = Path(output_dir)
     checkpoint = start_from(output_dir, recipe, resume=resume)
     keep_freed_memory()
@@ -160,12 +162,13 @@ def evaluate(
     box_rule: str | None = None,
     query_heatmap: str | None = None,
     regions: str | None = None,
+    answers: str | os.PathLike | None = None,
     report: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
     r"""Measures a trained model on a split of a data set.
 
     Data and protocol are those of `recipe`, by default the one saved with the model; the arguments after it override
-    it. `report` is an HTML file to write.
+    it. `report` is an HTML file to write, `answers` a JSON file with the answers of a question answerer.
     """
     keep_freed_memory()
     if recipe is None and not Path(model_dir, RECIPE_FILE).is_file():
@@ -188,6 +191,10 @@ def evaluate(
                 noun = SYSTEM_NOUNS[settings.system]
                 raise ValueError(f"`{name}` is of phrase grounding, and '{model_dir}' holds a {noun}.")
             setattr(settings.evaluation, name, value)
+    if answers is not None and settings.system != "mia_vqa":
+        raise ValueError(
+            f"`answers` is of question answerers, and '{model_dir}' holds a {SYSTEM_NOUNS[settings.system]}."
+        )
     if data_dir is not None:
         settings.dataset.data_dir = data_dir
     split = split or settings.dataset.eval_split
@@ -195,6 +202,8 @@ def evaluate(
         return evaluate_concepts(model_dir, settings, split, report)
     if settings.system in CAPTIONERS:
         return evaluate_captioner(model_dir, settings, split, report)
+    if settings.system == "mia_vqa":
+        return evaluate_answerer(model_dir, settings, split, report, answers)
     rows = load_split(settings, split)
     model = MultiLevelGroundingModel.from_pretrained(model_dir).to(PartialState().device)
     processor = MultiLevelGroundingProcessor.from_pretrained(model_dir)
@@ -253,21 +262,11 @@ def _detected_regions(
 def _load_word_vectors(model: MultiLevelGroundingModel, tokenizer: Any, path: Path) -> None:
     """Rows of "word v1 v2 ..." for words of the vocabulary become their embeddings, scaled to the others' spread."""
     embeddings = model.get_input_embeddings().weight
-    vocabulary = tokenizer.get_vocab()
-    size = embeddings.shape[1]
-    found = {}
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            word, *values = line.split() or [""]
-            if word in vocabulary:
-                if len(values) != size:
-                    raise ValueError(
-                        f"Line {number} of '{path}' has {len(values)} values but `word_embedding_size` is {size}; "
-                        "make them equal."
-                    )
-                found[vocabulary[word]] = torch.tensor([float(value) for value in values])
-    if not found:
-        raise ValueError(f"'{path}' has no word of the vocabulary; lines must read `word v1 v2 ...`.")
-    rows, vectors = torch.tensor(list(found)), torch.stack(list(found.values()))
-    embeddings[rows] = vectors * (embeddings.std() / vectors.std())
-    logger.info("Word vectors for %d of %d words from %s", len(found), len(vocabulary), path)
+    vectors, size = load_word_vectors(path, tokenizer.get_vocab()), embeddings.shape[1]
+    if vectors.shape[1] != size:
+        raise ValueError(
+            f"Vectors of '{path}' have {vectors.shape[1]} values but `word_embedding_size` is {size}; make them equal."
+        )
+    (rows,) = vectors.any(dim=1).nonzero(as_tuple=True)
+    embeddings[rows] = vectors[rows] * (embeddings.std() / vectors[rows].std())
+    logger.info("Word vectors for %d of %d words from %s", len(rows), len(vectors), path)

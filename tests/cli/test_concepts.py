@@ -73,18 +73,17 @@ def test_a_broken_photo_stops_or_is_left_out_and_named(detector, photos, tmp_pat
     assert list(read_image_concepts(tmp_path / "out.json")) == [7, 42, 12345678901]
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("dog.png", "dog.png' has no number as its id, as the file needs; name it such as 42.jpg"),
-        ("042.png", "have one id, 42; rename one"),
-    ],
-)
-def test_photos_whose_ids_cannot_be_written_are_refused_before_the_work(detector, photos, tmp_path, name, message):
-    Image.new("RGB", (8, 8)).save(photos / name)
+def test_a_photo_without_a_number_has_its_name_as_id(detector, photos, tmp_path):
+    (photos / "7.png").rename(photos / "image7.png")
+    assert extract(photos, detector, tmp_path / "out.json").code == 0
+    assert list(read_image_concepts(tmp_path / "out.json")) == [42, 12345678901, "image7"]
+
+
+def test_photos_with_one_id_are_refused_before_the_work(detector, photos, tmp_path):
+    Image.new("RGB", (8, 8)).save(photos / "042.png")
     answer = extract(photos, detector, tmp_path / "out.json")
     assert answer.code == 1
-    assert message in answer.err
+    assert "have one id, 42; rename one" in answer.err
 
 
 def test_models_that_are_none_or_another_s_are_named(trained, detector, photos, tmp_path):

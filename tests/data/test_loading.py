@@ -7,7 +7,7 @@ from hf_grounding.processing.paths import below_data_root
 
 
 def test_every_listed_data_set_has_one_line():
-    assert set(list_datasets()) == {"coco_captions", "flickr30k_entities", "scenes"}
+    assert set(list_datasets()) == {"coco_captions", "daquar", "flickr30k_entities", "scenes", "vqa_v2"}
     assert all(line and "\n" not in line for line in list_datasets().values())
 
 

@@ -289,3 +289,12 @@ def test_rows_that_are_no_scenes_are_refused(rows, use, change, message):
 def test_settings_out_of_range_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_features_may_have_the_class_probabilities_behind_the_pixels():
+    row = scene_row(0, "train", 0, 64, ("color", "shape"))
+    plain, both = (
+        SceneDetector(attributes=("color", "shape"), feature_grid=2, class_features=wanted)(row)
+        for wanted in (False, True)
+    )
+    np.testing.assert_array_equal(both.region_features, np.hstack([plain.region_features, plain.class_probs]))

@@ -1,16 +1,14 @@
 """Captioners against numbers of the original codes; each file's manifest says how they were made."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from hf_grounding.modeling.configuration_mia import MIAConfig
 from hf_grounding.modeling.convert_mia import official_captioner_state_dict, up_down_state_dict
 from hf_grounding.modeling.modeling_mia import MIAForCaptioning, MIAModelOutput
+from tests.golden import Golden
 
 BASELINES = {
     "VisualAttention": "visual_attention",
@@ -18,26 +16,6 @@ BASELINES = {
     "VisualCondition": "visual_condition",
     "ConceptCondition": "concept_condition",
 }
-
-
-class Golden:
-    """Tensors of a golden file in one precision, its settings, and the tolerance of that precision."""
-
-    def __init__(self, folder: Path, name: str, precision: str):
-        self.dtype = getattr(torch, precision)
-        manifest = json.loads((folder / f"{name}.manifest.json").read_text(encoding="utf-8"))
-        self.settings: dict[str, Any] = manifest["config"]
-        self.tolerance = manifest["tolerance"]["float64" if precision == "float64" else "float32_abs"]
-        tensors = load_file(folder / f"{name}.safetensors")
-        self.tensors = {key: x.to(self.dtype) if x.is_floating_point() else x for key, x in tensors.items()}
-        prefix = "official_state_dict/"
-        self.state = {key.removeprefix(prefix): x for key, x in self.tensors.items() if key.startswith(prefix)}
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return self.tensors[name]
-
-    def check(self, name: str, actual: torch.Tensor) -> None:
-        torch.testing.assert_close(actual, self[name], rtol=0, atol=self.tolerance)
 
 
 @pytest.fixture(params=["float64", "float32"])
@@ -71,7 +49,7 @@ def released(golden: Golden, official: str, **settings: Any) -> tuple[MIAForCapt
         attention_hidden_size=sizes["attention_hidden"],
         **settings,
     )
-    model = load(config, official_captioner_state_dict(golden.state, config), golden.dtype)
+    model = load(config, official_captioner_state_dict(golden.official_state(), config), golden.dtype)
     mask = torch.ones(golden["V"].shape[:2], dtype=torch.long)
     rows = {"visual_states": golden["V"], "textual_states": golden["T"], "visual_mask": mask, "textual_mask": mask}
     return model, model.decoder.memory(MIAModelOutput(**rows))
@@ -96,7 +74,7 @@ def test_the_loss_is_the_official_one(baselines, smoothing, name):
 
 
 def test_an_unknown_name_in_a_checkpoint_is_named(baselines):
-    state = {**baselines.state, "attention.affine_y.weight": torch.zeros(1)}
+    state = {**baselines.official_state(), "attention.affine_y.weight": torch.zeros(1)}
     del state["mlp.bias"]
     with pytest.raises(ValueError, match=r"it lacks \['mlp.bias'\] and also has \['attention.affine_y.weight'\]"):
         official_captioner_state_dict(state, MIAConfig())
@@ -116,7 +94,7 @@ def up_down(request, golden_dir, precision) -> tuple[Golden, MIAForCaptioning, d
         attention_hidden_size=sizes["att_hid"],
         **dict.fromkeys(["pad_token_id", "bos_token_id", "eos_token_id"], 0),
     )
-    model = load(config, up_down_state_dict(golden.state), golden.dtype)
+    model = load(config, up_down_state_dict(golden.official_state()), golden.dtype)
     return golden, model, {"region_features": golden["att_feats"], "region_mask": golden["att_masks"].long()}
 
 

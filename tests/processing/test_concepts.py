@@ -278,6 +278,8 @@ def test_ranked_words_can_be_written_as_they_are(tmp_path):
 def test_no_image_and_any_words_can_be_written(tmp_path):
     write_image_concepts(tmp_path / "a.json", {})
     assert read_image_concepts(tmp_path / "a.json") == {}
+    write_image_concepts(tmp_path / "c.json", {2: ["dog"], "image3": ["man"]})
+    assert read_image_concepts(tmp_path / "c.json") == {2: ["dog"], "image3": ["man"]}
     write_image_concepts(tmp_path / "b.json", {1: ['qu"ote', "größe", "\ud800"]})
     assert read_image_concepts(tmp_path / "b.json") == {1: ['qu"ote', "größe", "\ud800"]}
 
@@ -347,7 +349,7 @@ def test_a_damaged_file_gives_our_error_or_what_is_in_it(tmp_path):
     [
         ([(1, ["dog"]), (1, ["man"])], "Entry 1 for .* has the `image_id` 1 of entry 0"),
         ([(1, ["dog"]), (2, ["cat"])], r"Entry 1 for .* \(image 2\) has words that are not in the vocabulary: 'cat'"),
-        ({"x.jpg": ["dog"]}, "has the `image_id` 'x.jpg', which must be a whole number"),
+        ({"": ["dog"]}, "has the `image_id` '', which must be a whole number, or a name that is none"),
         ({1: "dog"}, "must have a list of words, got 'dog'"),
         ({1: [""]}, "must have a list of words"),
     ],

@@ -1,12 +1,16 @@
-"""Word tokenizers, the word each token belongs to, bracketed text, and the ways to name a phrase."""
+"""Word tokenizers, the word each token belongs to, bracketed text, the ways to name a phrase, word vectors."""
+
+import gzip
 
 import pytest
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from hf_grounding.processing.words import (
     Phrase,
     as_phrase,
+    load_word_vectors,
     parse_brackets,
     token_words,
     train_word_tokenizer,
@@ -163,3 +167,35 @@ def test_unknown_words_are_named_once_in_order():
     tokenizer = train_word_tokenizer(["a man rides a horse ."])
     assert unknown_words(tokenizer, ["a Man", "the zebra, a horse.", "the end"]) == ["the", "zebra,", "end"]
     assert unknown_words(tokenizer, []) == []
+
+
+# Word vectors
+
+VOCABULARY = {"<pad>": 0, "dog": 1, "cat": 3}
+
+
+def test_vectors_stand_at_the_ids_of_their_words_and_others_are_zero(tmp_path):
+    text = "the 9 9\ncat 0.5 -1\ndog 1e-1 2\n"
+    (tmp_path / "vectors.txt").write_text(text)
+    with gzip.open(tmp_path / "vectors.txt.gz", "wt") as file:
+        file.write(text)
+    for name in ("vectors.txt", "vectors.txt.gz"):
+        vectors = load_word_vectors(tmp_path / name, VOCABULARY)
+        torch.testing.assert_close(vectors, torch.tensor([[0, 0], [0.1, 2], [0, 0], [0.5, -1]]))
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("dog 1 2\ncat 1\n", "Line 2 of '.*' must be a word and 2 numbers, got 'cat 1"),
+        ("the 1 2\ndog\n", "Line 2 of '.*' must be a word and some numbers, got 'dog"),
+        ("dog 1 two\n", "Line 1"),
+        ("dog 1 nan\n", "Line 1"),
+        ("the 1 2\n", "has no word of the vocabulary"),
+        ("", "has no word of the vocabulary"),
+    ],
+)
+def test_files_without_vectors_of_the_words_are_refused(tmp_path, text, message):
+    (tmp_path / "vectors.txt").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_word_vectors(tmp_path / "vectors.txt", VOCABULARY)

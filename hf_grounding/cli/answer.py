@@ -1,0 +1,85 @@
+"""`hf-grounding answer`: questions about a photo, and which regions are the answers read from?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .common import check_local_model, check_picture_name, load_model, print_json, print_table, save_picture, working
+
+if TYPE_CHECKING:
+    from ..processing.grounding import GroundedAnswer
+
+
+def answer(
+    photo: Annotated[str, typer.Argument(help="Image file or URL.")],
+    questions: Annotated[list[str], typer.Argument(help='About the photo, such as "How many chairs are there?".')],
+    model: Annotated[str, typer.Option(help="Output folder of `hf-grounding train`, or a model on the Hub.")],
+    detector: Annotated[
+        str | None, typer.Option(help="Of the regions, as of extract-features; default: that of the model's training.")
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(help="Of the regions' features; default likewise.")] = None,
+    grid: Annotated[
+        int | None, typer.Option(min=1, help="Without detector: the cells of a grid, 7 for 7 x 7; default likewise.")
+    ] = None,
+    concept_detector: Annotated[
+        str | None, typer.Option("--concept_detector", help="Of the photo's likely words; default likewise.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many answers.")] = 5,
+    draw: Annotated[
+        Path | None, typer.Option(help="Draw the regions by their weight, and the answers, to this image file.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Results as one JSON line for each question.")] = False,
+) -> None:
+    """Answer questions about a photo, and say which region counted most.
+
+    Prints the likeliest answers with their probabilities, and the box (x1, y1, x2, y2) of that region, in pixels of the
+    upright photo, with its weight.
+    """
+    if draw is not None:
+        check_picture_name(draw)
+        if len(questions) > 1:
+            raise typer.BadParameter(f"--draw draws one answer, got {len(questions)} questions.")
+    if detector is not None and grid is not None:
+        raise typer.BadParameter("Give either --detector, for its regions, or --grid, for the cells of a grid.")
+    check_local_model(model)
+    with working():
+        from transformers import AutoModelForVisualQuestionAnswering
+
+        from ..pipelines import GroundedVQAPipeline
+        from ..processing.photos import load_photo
+
+        image = load_photo(photo)
+        network, processor = load_model(model, AutoModelForVisualQuestionAnswering, "mia_vqa")
+        ask = GroundedVQAPipeline(
+            network,
+            processor=processor,
+            detector=detector,
+            backbone=backbone,
+            grid=grid,
+            concept_detector=concept_detector,
+        )
+        regions, concepts = ask.extract([image])
+        count = len(questions)
+        made = {"regions": regions and regions * count, "concepts": concepts and concepts * count}
+        answers = ask([image] * count, questions, top_k=top, **made)
+    if draw is not None:
+        from ..visualization_captions import draw_grounded_answer
+
+        save_picture(draw_grounded_answer(image, answers[0]), draw)
+    for answered in answers:
+        if as_json:
+            print_json({"photo": photo, **answered.to_dict()})
+        else:
+            _print(answered)
+
+
+def _print(answered: GroundedAnswer) -> None:
+    from ..visualization import Table
+
+    rows = [{"answer": answer, "probability": f"{probability:.2f}"} for answer, probability in answered.answers]
+    place = answered.groundings[0]
+    box = "" if place.box is None else ", ".join(f"{side:.0f}" for side in place.box)
+    print_table(Table(answered.question, rows, f"Region that counted most: {box}, weight {place.score:.2f}."))

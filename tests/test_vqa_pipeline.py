@@ -1,0 +1,91 @@
+"""The task "grounded-vqa" of `transformers.pipeline`: a photo and a question in, answers and their regions out."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import pipeline
+
+from hf_grounding import GroundedAnswer
+from hf_grounding.pipelines import GroundedVQAPipeline
+from tests.tiny_answerer import ANSWERS, QUESTIONS, save_answerer
+from tests.tiny_captioner import save_captioner, save_sources
+
+FOUR = {"num_regions": 4, "nms_threshold": 1.0}  # the detector's boxes all overlap
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    return save_sources(tmp_path_factory.mktemp("sources"))
+
+
+@pytest.fixture(scope="module")
+def pipe(sources, tmp_path_factory):
+    folder = save_answerer(tmp_path_factory.mktemp("model"), sources.extraction | FOUR, append_locations=True)
+    return pipeline("grounded-vqa", model=str(folder))
+
+
+def noise(seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (60, 90, 3), dtype=np.uint8))
+
+
+def assert_equal(actual, expected):
+    """The same answers. Batches add up in another order, so weights may differ in the last digits."""
+    assert [answer for answer, _ in actual.answers] == [answer for answer, _ in expected.answers]
+    np.testing.assert_allclose(actual.region_weights, expected.region_weights, atol=1e-5)
+
+
+def test_an_answer_has_the_box_of_the_region_that_counted_most(pipe):
+    assert isinstance(pipe, GroundedVQAPipeline)
+    answer = pipe(noise(), QUESTIONS[0])
+    assert isinstance(answer, GroundedAnswer)
+    probabilities = [probability for _, probability in answer.answers]
+    assert {each for each, _ in answer.answers} == set(ANSWERS)
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert answer.region_weights.shape == (4,)
+    assert answer.region_weights.sum() == pytest.approx(1, abs=1e-5)
+    assert answer.groundings[0].box == pytest.approx(answer.regions.boxes[answer.region_weights.argmax()])
+    assert len(pipe(noise(), QUESTIONS[0], top_k=2).answers) == 2
+
+
+def test_photos_and_questions_may_be_lists_of_one_length_or_one(pipe):
+    first, second = pipe(noise(0), QUESTIONS[0]), pipe(noise(1), QUESTIONS[1])
+    assert first.region_weights != pytest.approx(second.region_weights, abs=1e-4)
+    for answers in (
+        pipe([noise(0), noise(1)], QUESTIONS),
+        pipe([noise(0), noise(1)], QUESTIONS, batch_size=2),
+        pipe([{"image": noise(i), "question": question} for i, question in enumerate(QUESTIONS)]),
+    ):
+        for actual, expected in zip(answers, (first, second), strict=True):
+            assert_equal(actual, expected)
+    assert_equal(pipe(noise(0), QUESTIONS)[0], first)
+    assert_equal(pipe([noise(0), noise(1)], QUESTIONS[0])[0], first)
+    with pytest.raises(ValueError, match="All must be given for the same photos, got 3 of `question`, 2 of `image`"):
+        pipe([noise(0), noise(1)], [*QUESTIONS, "what ?"])
+    with pytest.raises(ValueError, match="Give a photo and a question"):
+        pipe(noise())
+
+
+def test_regions_that_are_there_already_are_not_made_again(pipe, tmp_path):
+    regions, concepts = pipe.extract([noise()])
+    bare = pipeline("grounded-vqa", model=str(save_answerer(tmp_path, None, append_locations=True)))
+    given = bare(noise(), QUESTIONS[0], regions=regions[0], concepts=concepts[0])
+    assert_equal(given, pipe(noise(), QUESTIONS[0]))
+    with pytest.raises(ValueError, match=r"does not say where its regions came from \(`processor.extraction`\)"):
+        bare(noise(), QUESTIONS[0])
+
+
+def test_without_the_module_no_concepts_are_made(sources, tmp_path):
+    extraction = {name: path for name, path in sources.extraction.items() if name != "concept_detector"}
+    save_answerer(tmp_path, extraction | FOUR, answer_head="up_down", mia_iterations=0)
+    bare = pipeline("grounded-vqa", model=str(tmp_path))
+    assert bare.extract([noise()])[1] is None
+    assert len(bare(noise(), QUESTIONS[0]).groundings) == 1
+
+
+def test_regions_of_another_width_and_models_of_another_kind_are_refused(pipe, sources, tmp_path):
+    other = pipeline("grounded-vqa", model=str(save_answerer(tmp_path / "narrow", sources.extraction, feature_dim=9)))
+    with pytest.raises(ValueError, match="The regions have 16 features each and the model reads 9"):
+        other(noise(), QUESTIONS[0])
+    captioner = pipeline("grounded-captioning", model=str(save_captioner(tmp_path / "captioner", sources.extraction)))
+    with pytest.raises(ValueError, match="has no processor for question answering"):
+        GroundedVQAPipeline(captioner.model, processor=captioner.processor)
