@@ -40,7 +40,10 @@ def head_word(words: Sequence[str], start: int, end: int) -> int | None:
 
 
 def head_nouns(rows: Dataset, min_count: int) -> list[str]:
-    """Lemmas of the last words of phrases with boxes, those of `min_count` phrases or more, the commonest first."""
+    """Lemmas of the last words of phrases with boxes, those of `min_count` phrases or more, the commonest first; none
+    of data without phrases."""
+    if "phrases" not in rows.column_names:
+        return []
     counts: Counter[str] = Counter()
     for captions, phrases in zip(rows["captions"], rows["phrases"], strict=True):
         words = [caption.split() for caption in captions]

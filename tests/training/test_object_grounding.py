@@ -74,6 +74,7 @@ def test_a_phrase_is_of_its_last_word_with_a_letter():
 def test_classes_are_lemmas_of_phrases_with_boxes_by_their_number(rows):
     assert head_nouns(rows, 1) == ["dog", "man", "shirt"]  # dogs and dog; grass has no box
     assert head_nouns(rows, 2) == ["dog"]
+    assert head_nouns(rows.remove_columns("phrases"), 1) == []
 
 
 def test_words_with_the_lemma_of_a_class_name_objects():
