@@ -86,10 +86,12 @@ def score_given_captions(
     Returns:
         `dict`: "grounding_accuracy", mean over classes of the share of objects whose region has an IoU above 0.5
         with theirs; "attention_correctness", the weight inside an object's boxes, each region's spread over it evenly,
-        with its 95 % "interval"; "count" of objects. Objects of words behind the longest caption count as not found.
+        with its 95 % "interval"; "uniform_attention", the same if all regions had one weight; "count" of objects.
+        Objects of words behind the longest caption count as not found.
     """
     accuracies: list[list[list[list[float] | None]]] = []
-    references, heatmaps, parts, sizes = [], [], [], []
+    references, parts, sizes = [], [], []
+    heatmaps: dict[str, list[np.ndarray]] = {"own": [], "uniform": []}
     annotations = rows.select_columns(_ANNOTATIONS)
     for number, (record, captions, weights) in enumerate(_weights_of_given(model, processor, images, rows, batch_size)):
         row = annotations[number]
@@ -107,16 +109,20 @@ def score_given_captions(
                     continue
                 mean = weights[sentence, tokens].mean(axis=0)[: len(record)]
                 accuracies[-1][-1].append(found[int(mean.argmax())].tolist())
-                heatmaps.append((mean @ spread).reshape(HEATMAP_SIDE, HEATMAP_SIDE))
+                for name, over_regions in (("own", mean), ("uniform", np.full(len(record), 1 / len(record)))):
+                    heatmaps[name].append((over_regions @ spread).reshape(HEATMAP_SIDE, HEATMAP_SIDE))
                 parts.append(boxes)
                 sizes.append((row["width"], row["height"]))
         references.append(reference)
     accuracy = gt_sentence_accuracy(accuracies, references)
-    correctness = attention_correctness(np.array(heatmaps), parts, sizes, union_mask=True)
+    correctness, uniform = (
+        attention_correctness(np.array(maps), parts, sizes, union_mask=True) for maps in heatmaps.values()
+    )
     return {
         "grounding_accuracy": accuracy["grounding_accuracy"],
         "attention_correctness": correctness["attention_correctness"],
         "interval": correctness["interval"],
+        "uniform_attention": uniform["attention_correctness"],
         "count": accuracy["count"],
     }
 

@@ -280,6 +280,7 @@ def _object_table(objects: Mapping[str, Any]) -> Table:
         "objects found by a region": _percent(objects["region_recall"]),
         "accuracy in people's captions": _percent(given["grounding_accuracy"]),
         "attention correctness": _percent(given["attention_correctness"]),
+        "of uniform weights": _percent(given["uniform_attention"]),
         "classes": objects["num_classes"],
     }
     note = (

@@ -186,6 +186,8 @@ def test_of_given_words_the_weights_of_their_regions_count(rows, captioner):
     assert scores[2]["attention_correctness"] == pytest.approx(1 / 3, abs=0.02)
     assert scores[3]["attention_correctness"] == pytest.approx(2 / 3, abs=0.02)
     assert scores[0]["count"] == 3
+    # Of four equal weights one is on the man, two on both dogs, one on the dog.
+    assert scores[0]["uniform_attention"] == pytest.approx(1 / 3, abs=0.02)
 
 
 # Batches
