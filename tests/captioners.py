@@ -6,7 +6,7 @@ import torch
 
 from hf_grounding import MIAConfig, MIAForCaptioning, SSAttentionCaptioner, SSAttentionConfig
 
-DECODERS = (
+MIA_DECODERS = (  # values of `MIAConfig.decoder_type`
     "visual_attention",
     "concept_attention",
     "visual_condition",
@@ -14,8 +14,8 @@ DECODERS = (
     "visual_regional_attention",
     "up_down",
     "transformer",
-    "ss_attention",  # Up-Down with a prior, a model of its own
 )
+DECODERS = (*MIA_DECODERS, "ss_attention")  # the last is Up-Down with a prior, a model of its own
 CASES = [(name, iterations) for name in DECODERS for iterations in (0, 2)]
 CASE_IDS = [f"{name}-{'with' if iterations else 'without'}_mia" for name, iterations in CASES]
 

@@ -5,7 +5,7 @@ from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDa
 from transformers import AutoConfig, ResNetConfig
 
 from hf_grounding import MIAConfig
-from tests.captioners import DECODERS
+from tests.captioners import MIA_DECODERS
 
 
 def test_defaults_are_those_of_the_paper_and_its_code():
@@ -25,7 +25,7 @@ def test_captions_start_with_the_start_word_unless_told_otherwise():
     assert MIAConfig(bos_token_id=5, decoder_start_token_id=0).decoder_start_token_id == 0
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", MIA_DECODERS)
 @pytest.mark.parametrize("iterations", [0, 2])
 def test_the_properties_say_what_each_captioner_reads(name, iterations):
     config = MIAConfig(decoder_type=name, mia_iterations=iterations)
@@ -59,7 +59,7 @@ def test_a_value_of_the_wrong_type_or_choice_is_refused_by_name(setting):
 def test_an_unknown_decoder_is_answered_with_the_known_ones():
     with pytest.raises(StrictDataclassFieldValidationError) as error:
         MIAConfig(decoder_type="updown")
-    for name in (*DECODERS, "updown"):
+    for name in (*MIA_DECODERS, "updown"):
         assert name in str(error.value)
 
 

@@ -146,7 +146,11 @@ def test_words_that_the_detector_does_not_have_count_as_chance():
         ("mirror_images", "true", "No section of the recipe has a key `mirror_images`"),
         ("training.halve_learning_rate_at", "[1]", "Section `training` has no key `halve_learning_rate_at`"),
         ("dropuot", "0.1", "Did you mean `dropout`"),
-        ("min_count", "3", "A concept detector has no `min_count`, which is of the section `captions` or `text`"),
+        (
+            "min_count",
+            "3",
+            "A concept detector has no `min_count`, which is of the section `captions` or `questions` or `answers` or `text`",
+        ),
         ("box_rule", "union", "A concept detector has no `box_rule`, which is of the section `evaluation`"),
         ("text.min_count", "3", "A concept detector has no settings in section `text`"),
         ("regions", "{store: x}", "A concept detector has no settings in section `regions`"),
