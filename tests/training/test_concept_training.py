@@ -149,7 +149,7 @@ def test_words_that_the_detector_does_not_have_count_as_chance():
         (
             "min_count",
             "3",
-            "A concept detector has no `min_count`, which is of the section `captions` or `questions` or `answers` or `text`",
+            "A concept detector has no `min_count`, which is of the section `captions` or `questions`",
         ),
         ("box_rule", "union", "A concept detector has no `box_rule`, which is of the section `evaluation`"),
         ("text.min_count", "3", "A concept detector has no settings in section `text`"),
