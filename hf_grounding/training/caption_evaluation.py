@@ -143,7 +143,7 @@ def measure_baselines(
             that baseline is left out. An image that is one of them borrows from the others.
 
     Returns:
-        `dict`: "consensus of similar photos" by [`consensus_captions`]; "one human caption" by
+        `dict`: "consensus of similar photos" by [`consensus_captions`]; "one reference against the others" by
         [`one_against_the_others`], where images have several.
     """
     references = rows["captions"][:]
@@ -160,7 +160,7 @@ def measure_baselines(
         baselines["consensus of similar photos"] = score_captions(borrowed, references)["captions"]
     people, others = one_against_the_others(references)
     if people:
-        baselines["one human caption"] = score_captions(people, others)["captions"]
+        baselines["one reference against the others"] = score_captions(people, others)["captions"]
     return baselines
 
 

@@ -263,8 +263,8 @@ def _caption_table(captions: Mapping[str, Any], baselines: Mapping[str, Mapping[
     notes = {
         "consensus of similar photos": "Consensus: of all captions of the 25 training photos with the most similar "
         "features, the one most like the others (CIDEr-D).",
-        "one human caption": "One human caption: each photo's first caption against its others, so with one reference "
-        "fewer.",
+        "one reference against the others": "One reference: each photo's first caption against its others, so with one "
+        "reference fewer.",
     }
     absent = [f"{name.upper()} is absent: {why}" for name, why in captions["absent"].items()]
     return Table("Captions, x 100", rows, " ".join([*(notes[name] for name in baselines), *absent]))

@@ -40,7 +40,7 @@ def captioner(no_java, tmp_path_factory):
 
 def test_train_prints_scores_beside_baselines_and_leaves_a_report(captioner):
     folder, answer = captioner
-    for words in ("BLEU-4", "CIDEr-D", "this model", "consensus of similar photos", "one human caption"):
+    for words in ("BLEU-4", "CIDEr-D", "this model", "consensus of similar photos", "one reference against the others"):
         assert words in answer.out
     assert "METEOR is absent: no Java here" in answer.out
     page = (folder / "report.html").read_text()
@@ -72,7 +72,7 @@ def test_without_training_images_there_is_no_consensus_and_a_warning_says_so(cap
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(recipe))
     answer = run("evaluate", folder, "--recipe", tmp_path / "other.yaml", "--json")
     assert answer.code == 0, answer.err
-    assert list(json.loads(answer.out)["baselines"]) == ["one human caption"]
+    assert list(json.loads(answer.out)["baselines"]) == ["one reference against the others"]
     assert "there is no consensus of similar photos" in caplog.text
 
 

@@ -91,7 +91,7 @@ def test_scenes_are_withheld_where_the_recipe_says_so():
 def test_baselines_are_scored_as_captions_are(rows, regions):
     baselines = measure_baselines(rows, ImageInputs(regions))
     (name, people), *others = baselines.items()
-    assert (name, others) == ("one human caption", [])
+    assert (name, others) == ("one reference against the others", [])
     # "a red ball" against "the red ball", "a red ball rolls" against "a ball": 3 + 4 words, of which 2 + 2 are in them.
     assert people["bleu_1"] == pytest.approx(4 / 7)
     assert (people["count"], people["distinct"], people["mean_length"], people["vocabulary"]) == (2, 2, 3.5, 4)
@@ -110,14 +110,14 @@ def test_an_image_that_was_trained_on_borrows_from_the_others(rows, regions):
 def results(rows, regions):
     images = ImageInputs(regions)
     baselines = measure_baselines(rows, images, (rows, images))
-    scores = baselines["one human caption"] | {"meteor": 0.25, "absent": {}}
+    scores = baselines["one reference against the others"] | {"meteor": 0.25, "absent": {}}
     facts = {"split": "val", "num_images": 3, "num_beams": 3, "image_withheld": False}
     return {"captions": scores, "baselines": baselines, **facts}
 
 
 def test_the_table_holds_the_model_beside_its_baselines(results):
     (table,) = result_tables(results)
-    names = ["this model", "consensus of similar photos", "one human caption"]
+    names = ["this model", "consensus of similar photos", "one reference against the others"]
     assert [row["captions of"] for row in table.rows] == names
     own, _, people = table.rows
     assert own["BLEU-1"] == 57.1

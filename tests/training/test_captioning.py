@@ -324,7 +324,8 @@ def test_a_recipe_with_a_backbone_trains_a_captioner_that_reads_photos(photo_rec
     train(Recipe.load(photo_recipe), folder)
     results = _results(folder)
     assert results["num_images"] == 4
-    assert set(results["baselines"]) == {"one human caption"}  # there are no features to find similar photos by
+    # There are no features to find similar photos by.
+    assert set(results["baselines"]) == {"one reference against the others"}
     assert (folder / "report.html").is_file()
     assert evaluate(folder)["captions"] == results["captions"]
     model, processor = MIAForCaptioning.from_pretrained(folder), MIAProcessor.from_pretrained(folder)
