@@ -77,7 +77,8 @@ class CaptioningTrainingArguments(RecipeTrainingArguments):
         backbone_learning_rate (`float`, *optional*): Of a backbone that is trained, in place of `learning_rate`; it
             follows the same schedule (MIA: 1e-5).
         mia_learning_rate (`float`, *optional*): Of the layers of Mutual Iterative Attention, in the same way. At a rate
-            that suits a recurrent decoder, what they add to their rows can outgrow the rows.
+            that suits a recurrent decoder, what they add to their rows can outgrow the rows. Without the module it has
+            no effect, so that a recipe's baseline is one setting away.
         backbone_start_epoch (`int`): Epochs before the backbone learns (MIA: 8). Until then its gradients are dropped.
         metric_for_best_model (`str`): Of `CaptioningTrainer.evaluate`; default CIDEr-D.
 
@@ -147,7 +148,6 @@ class CaptioningTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.processor, self.eval_images = processor, eval_images
         self.backbone_parameters = self._backbone_parameters()
-        self.mia_parameters = self._mia_parameters()
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch, not a sum to be divided
         self.add_callback(_EachEpoch())
         if self.args.early_stopping_patience is not None:
@@ -166,13 +166,6 @@ class CaptioningTrainer(Trainer):
             )
         return trained
 
-    def _mia_parameters(self) -> set[torch.nn.Parameter]:
-        if self.args.mia_learning_rate is None:
-            return set()
-        if self.model.model.mia is None:
-            raise ValueError("`mia_learning_rate` is of a captioner with `mia_iterations` above 0; leave it out.")
-        return set(self.model.model.mia.parameters())
-
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
         if (self.state.epoch or 0) + 1e-6 < self.args.backbone_start_epoch:
@@ -186,9 +179,10 @@ class CaptioningTrainer(Trainer):
         if self.optimizer is not None:
             return self.optimizer
         optimizer = super().create_optimizer(model)
+        module = self.model.model.mia
         for rate, parameters in (
             (self.args.backbone_learning_rate, self.backbone_parameters),
-            (self.args.mia_learning_rate, self.mia_parameters),
+            (self.args.mia_learning_rate, set() if module is None else set(module.parameters())),
         ):
             if rate is not None:
                 _set_learning_rate(optimizer, parameters, rate)
