@@ -23,7 +23,7 @@ from .report import build_caption_report, evenly_spaced
 
 logger = logging.getLogger(__name__)
 
-NUM_EXAMPLES = 12  # pictures in the report
+NUM_EXAMPLES = 24  # pictures in the report
 
 
 def write_captions(
