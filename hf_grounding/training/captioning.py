@@ -44,6 +44,7 @@ from .common import (
     load_split,
     run_training,
     saved_curve,
+    set_learning_rate,
     training_facts,
     write_results,
 )
@@ -185,7 +186,7 @@ class CaptioningTrainer(Trainer):
             (self.args.mia_learning_rate, set() if module is None else set(module.parameters())),
         ):
             if rate is not None:
-                _set_learning_rate(optimizer, parameters, rate)
+                set_learning_rate(optimizer, parameters, rate)
         if self.args.max_grad_value is not None:
             clipped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             limit = self.args.max_grad_value
@@ -219,15 +220,6 @@ class CaptioningTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-
-def _set_learning_rate(optimizer: torch.optim.Optimizer, parameters: set[torch.nn.Parameter], rate: float) -> None:
-    """Takes parameters out of their groups into groups of this rate, in all else the same."""
-    for group in list(optimizer.param_groups):
-        own = [each for each in group["params"] if each in parameters]
-        if own:
-            group["params"] = [each for each in group["params"] if each not in parameters]
-            optimizer.add_param_group({**group, "params": own, "lr": rate})
 
 
 def build_captioner(

@@ -107,6 +107,15 @@ def run_training(trainer: Trainer, processor: Any, recipe: Recipe, checkpoint: s
     return trained
 
 
+def set_learning_rate(optimizer: torch.optim.Optimizer, parameters: set[torch.nn.Parameter], rate: float) -> None:
+    """Takes parameters out of their groups into groups of this rate, in all else the same."""
+    for group in list(optimizer.param_groups):
+        own = [each for each in group["params"] if each in parameters]
+        if own:
+            group["params"] = [each for each in group["params"] if each not in parameters]
+            optimizer.add_param_group({**group, "params": own, "lr": rate})
+
+
 def epoch_scheduler(
     trainer: Trainer, optimizer: torch.optim.Optimizer | None, factor: Callable[[int], float]
 ) -> torch.optim.lr_scheduler.LambdaLR:

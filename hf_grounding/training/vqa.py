@@ -31,6 +31,7 @@ from .common import (
     load_split,
     run_training,
     saved_curve,
+    set_learning_rate,
     training_facts,
     write_results,
 )
@@ -61,6 +62,7 @@ class VQATrainingArguments(RecipeTrainingArguments):
         lr_decay_epochs (list of `int`): Epochs, counted from 0, from which on the learning rate is multiplied by
             `lr_decay_factor`. Replaces `lr_scheduler_type`. BAN: 10 and 12.
         lr_decay_factor (`float`): BAN: 0.25.
+        mia_learning_rate (`float`, *optional*): As in [`CaptioningTrainingArguments`].
         metric_for_best_model (`str`): Only the accuracy is measured while a model is trained.
 
     Raises:
@@ -71,6 +73,7 @@ class VQATrainingArguments(RecipeTrainingArguments):
     lr_epoch_factors: list[float | int] = field(default_factory=list)
     lr_decay_epochs: list[int] = field(default_factory=list)
     lr_decay_factor: float = field(default=0.25)
+    mia_learning_rate: float | None = field(default=None)
     metric_for_best_model: str | None = field(default="vqa_accuracy")
 
     def __post_init__(self):
@@ -82,6 +85,8 @@ class VQATrainingArguments(RecipeTrainingArguments):
             raise ValueError("`lr_epoch_factors` and `lr_decay_factor` must be above 0.")
         if any(epoch < 0 for epoch in self.lr_decay_epochs):
             raise ValueError(f"`lr_decay_epochs` are counted from 0, got {self.lr_decay_epochs}.")
+        if self.mia_learning_rate is not None and self.mia_learning_rate <= 0:
+            raise ValueError(f"`mia_learning_rate` must be above 0, got {self.mia_learning_rate}.")
         super().__post_init__()
 
     def learning_rate_factor(self, epoch: int) -> float:
@@ -101,6 +106,7 @@ class VQATrainer(Trainer):
     """
 
     args: VQATrainingArguments
+    optimizer: torch.optim.Optimizer | None
     lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None
     control: TrainerControl
 
@@ -121,6 +127,16 @@ class VQATrainer(Trainer):
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch, not a sum to be divided
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """With a learning rate of the module's own, if asked for."""
+        if self.optimizer is not None:
+            return self.optimizer
+        optimizer = super().create_optimizer(model)
+        module = self.model.model.mia
+        if self.args.mia_learning_rate is not None and module is not None:
+            set_learning_rate(optimizer, set(module.parameters()), self.args.mia_learning_rate)
+        return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         if not (self.args.lr_epoch_factors or self.args.lr_decay_epochs):

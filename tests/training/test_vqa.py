@@ -192,6 +192,14 @@ def test_the_trainer_steps_as_the_arguments_say(tmp_path):
     assert type(make_trainer(tmp_path, optim="adamw_torch").create_optimizer()) is torch.optim.AdamW
 
 
+def test_the_module_learns_at_a_rate_of_its_own(tmp_path):
+    trainer = make_trainer(tmp_path, adamax=True, learning_rate=1.0, mia_learning_rate=0.1)
+    rates = {each: group["lr"] for group in trainer.create_optimizer().param_groups for each in group["params"]}
+    parameters = dict(trainer.model.named_parameters())
+    assert {rates[each] for name, each in parameters.items() if name.startswith("model.mia.")} == {0.1}
+    assert {rates[each] for name, each in parameters.items() if not name.startswith("model.mia.")} == {1.0}
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
