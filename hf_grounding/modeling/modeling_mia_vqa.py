@@ -22,7 +22,6 @@ from .answer_heads import BilinearAttentionHead, QuestionEncoder, UpDownAnswerHe
 from .caption_decoders import at_least_float32
 from .configuration_mia_vqa import MIAVQAConfig
 from .modeling_mia import MIAModel, MIAPreTrainedModel
-from .mutual_iterative_attention import trace_rows
 
 
 @dataclass
@@ -33,8 +32,8 @@ class MIAVQAOutput(ModelOutput):
         loss (scalar): Binary cross entropy, sum over answers, mean over questions. Only with `labels`.
         logits (`(B, num_labels)`): Of each answer; their sigmoid is its probability.
         region_attentions (`(B, n)`): Weight of each region, sum 1, 0 on padding; in BAN the sum over words, mean over
-            glimpses. Rows of the module are traced back to the regions they were gathered from by [`trace_rows`].
-        word_region_attentions (`(B, G, T, n)`): BAN's attention maps, traced back likewise; each sums to 1.
+            glimpses. A row of the module counts for the region that stands in its place.
+        word_region_attentions (`(B, G, T, n)`): BAN's attention maps; each sums to 1.
         mia_attentions (`tuple` of `(B, 2, heads, n, n)`): Of the module by iteration, visual and textual; `None`
             without it.
     """
@@ -164,9 +163,6 @@ class MIAForVQA(PreTrainedModel):
         of_words = weights if weights.ndim == 4 else None  # (B, G, T, n)
         of_regions = weights if of_words is None else of_words.mean(dim=1).sum(dim=1)
         if image.attentions is not None:
-            origin = trace_rows(image.attentions).to(weights.dtype)  # (B, n, n)
-            of_regions = (of_regions[:, None] @ origin).squeeze(1)
-            of_words = None if of_words is None else of_words @ origin[:, None]
             pairs = zip(image.attentions, image.textual_attentions, strict=True)
             outputs.mia_attentions = tuple(torch.stack(pair, dim=1) for pair in pairs)
         outputs.region_attentions, outputs.word_region_attentions = of_regions, of_words

@@ -323,7 +323,7 @@ class MutualIterativeAttention(nn.Module):
 def accumulated_attention(attentions: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     r"""The paper's accumulated attention after each iteration t: `A_t ... A_1`, A being the mean over heads.
 
-    Shortcuts are ignored; [`trace_rows`] counts them.
+    Shortcuts, by which each row also keeps what stood in its place, are ignored.
 
     Args:
         attentions (sequence of `torch.Tensor` of shape `(batch, num_heads, n, n)`): `visual_attentions` or
@@ -335,29 +335,13 @@ def accumulated_attention(attentions: Sequence[torch.Tensor]) -> list[torch.Tens
     Raises:
         ValueError: If there are none.
     """
-    return list(accumulate(_head_means(attentions), lambda earlier, later: later @ earlier))
-
-
-def trace_rows(attentions: Sequence[torch.Tensor]) -> torch.Tensor:
-    r"""How much of each original row is in each refined row: `prod_t (A_t + 1) / 2`, the last iteration on the left.
-
-    The attention rollout of Abnar and Zuidema (ACL 2020): a shortcut counts as much as what is added to it. Ours,
-    beyond the paper; its layer-level shortcuts count once, with those of the attention.
-
-    Args:
-        attentions (sequence of `torch.Tensor` of shape `(batch, num_heads, n, n)`): `visual_attentions` or
-            `textual_attentions` of the output.
-
-    Returns:
-        `torch.Tensor` of shape `(batch, n, n)`: row = refined row, column = original row; rows sum to 1.
-
-    Raises:
-        ValueError: If there are none.
-    """
-    means = _head_means(attentions)
-    identity = torch.eye(means[0].shape[-1], dtype=means[0].dtype, device=means[0].device)
-    *_, total = accumulate([(mean + identity) / 2 for mean in means], lambda earlier, later: later @ earlier)
-    return total
+    if not attentions:
+        raise ValueError(
+            "Expected the attention weights of one iteration at least, got none. Call the model with "
+            "`output_attentions=True` and one iteration or more."
+        )
+    means = [weights.mean(dim=1) for weights in attentions]
+    return list(accumulate(means, lambda earlier, later: later @ earlier))
 
 
 _LAYER_NAMES = {  # the authors' -> ours
@@ -399,15 +383,6 @@ def official_mia_state_dict(state: Mapping[str, torch.Tensor]) -> dict[str, torc
             f"unknown: {', '.join(told) or 'none'}."
         )
     return {names[name]: x.squeeze(-1) if x.ndim == 3 else x for name, x in state.items()}
-
-
-def _head_means(attentions: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    if not attentions:
-        raise ValueError(
-            "Expected the attention weights of one iteration at least, got none. Call the model with "
-            "`output_attentions=True` and one iteration or more."
-        )
-    return [weights.mean(dim=1) for weights in attentions]
 
 
 def _check_choice(argument: str, value: str, choices: Sequence[str]) -> None:

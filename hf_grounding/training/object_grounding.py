@@ -139,10 +139,8 @@ def _weights_of_given(
         own = captions[start : start + batch_size]
         inputs = processor(captions=own, **shown).to(model.device)
         outputs = model(**inputs, output_attentions=True)
-        weights = outputs.cross_attentions[0].mean(dim=1)  # over heads
-        traced = model.trace_attentions(weights, outputs.encoder_attentions, inputs["image_index"])
-        regions = traced["region_attentions"].float()
-        shares = (regions / regions.sum(dim=-1, keepdim=True).clamp(min=1e-6)).cpu().numpy()
+        weights = outputs.cross_attentions[0].mean(dim=1).float()  # over heads
+        shares = (weights / weights.sum(dim=-1, keepdim=True).clamp(min=1e-6)).cpu().numpy()
         ends = np.cumsum([len(row) for row in own])
         for record, row, rows_of_image in zip(shown["regions"], own, np.split(shares, ends[:-1]), strict=True):
             yield best_regions(record, processor.max_regions), row, rows_of_image

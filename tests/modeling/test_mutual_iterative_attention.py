@@ -18,7 +18,6 @@ from hf_grounding.modeling.mutual_iterative_attention import (
     OutputProjection,
     accumulated_attention,
     official_mia_state_dict,
-    trace_rows,
 )
 
 BATCH, ROWS, WIDTH, HEADS, INNER = 3, 5, 12, 3, 7
@@ -516,7 +515,7 @@ def test_layer_dropout_is_dropout_unless_given():
 # Where rows come from
 
 
-def test_accumulated_and_traced_rows_worked_by_hand():
+def test_accumulated_attention_worked_by_hand():
     # Two heads whose means are A_1 = [[1, 0], [1, 0]] and A_2 = [[0, 1], [0, 1]].
     first = torch.tensor([[[[1.0, 0], [0.8, 0.2]], [[1, 0], [1.2, -0.2]]]])
     second = torch.tensor([[[[0.0, 1], [0, 1]], [[0, 1], [0, 1]]]])
@@ -524,31 +523,25 @@ def test_accumulated_and_traced_rows_worked_by_hand():
     torch.testing.assert_close(accumulated[0], torch.tensor([[[1.0, 0], [1, 0]]]))
     torch.testing.assert_close(accumulated[1], torch.tensor([[[1.0, 0], [1, 0]]]))  # A_2 A_1, and not A_1 A_2
     assert len(accumulated) == 2
-    # [[.5, .5], [0, 1]] [[1, 0], [.5, .5]]
-    torch.testing.assert_close(trace_rows((first, second)), torch.tensor([[[0.75, 0.25], [0.5, 0.5]]]))
 
 
 @pytest.mark.parametrize("attention", ["mutual", "self"])
-def test_accumulated_and_traced_rows_are_shares_and_padding_has_none(attention):
+def test_accumulated_attentions_are_shares_and_padding_has_none(attention):
     outputs = make_module(num_iterations=3, attention=attention)(*make_inputs(), **MASKS, output_attentions=True)
     for attentions, mask in ((outputs.visual_attentions, VISUAL_MASK), (outputs.textual_attentions, CONCEPT_MASK)):
-        traced, padding = trace_rows(attentions), (mask == 0)[:, None].expand(-1, ROWS, -1)
+        padding = (mask == 0)[:, None].expand(-1, ROWS, -1)
         accumulated = accumulated_attention(attentions)
         assert len(accumulated) == 3
-        for shares in (traced, *accumulated):
+        for shares in accumulated:
             assert shares.shape == (BATCH, ROWS, ROWS)
             torch.testing.assert_close(shares.sum(dim=-1), torch.ones_like(shares[..., 0]))
         assert all((shares[padding] == 0).all() for shares in accumulated)
-        other_rows = padding & ~torch.eye(ROWS, dtype=torch.bool)  # a padded row keeps its own shortcut
-        assert (traced[other_rows] == 0).all()
-        assert (traced.diagonal(dim1=-2, dim2=-1) >= 1 / 8).all()  # each of three shortcuts keeps a half
 
 
-@pytest.mark.parametrize("function", [accumulated_attention, trace_rows])
 @pytest.mark.parametrize("attentions", [None, ()])
-def test_maps_of_no_attention_weights_say_how_to_get_some(function, attentions):
+def test_maps_of_no_attention_weights_say_how_to_get_some(attentions):
     with pytest.raises(ValueError, match="`output_attentions=True`"):
-        function(attentions)
+        accumulated_attention(attentions)
 
 
 # What cannot work
