@@ -54,7 +54,7 @@ def caption(
 
     Prints each word with its box (x1, y1, x2, y2), in pixels of the upright photo, and the weight of that region, as
     share of all. Where the training said which words name objects, --json also has these by themselves: `clss`,
-    `idx_in_sent` and `bbox`, as `hf-grounding evaluate` reads them.
+    `idx_in_sent` and `bbox`. For a file that can be scored see `hf-grounding evaluate --grounded_captions`.
     """
     pictures = {"--draw": draw, "--draw_iterations": draw_iterations}
     for option, path in pictures.items():

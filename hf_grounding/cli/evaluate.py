@@ -10,7 +10,8 @@ from .common import model_folder, print_json, print_table, working
 from .evaluate_files import EvaluatedFiles, evaluate_files
 
 MODEL_OPTIONS = (
-    *("recipe", "split", "data_dir", "min_box_area", "box_rule", "query_heatmap", "regions", "answers", "report"),
+    *("recipe", "split", "data_dir", "min_box_area", "box_rule", "query_heatmap", "regions", "answers"),
+    *("grounded_captions", "report"),
 )
 FILE_OPTIONS = ("annotations", "questions", "against", "metrics", "df", "spice_models", "allow_missing")
 
@@ -48,6 +49,15 @@ def evaluate(
     answers: Annotated[
         Path | None,
         typer.Option(dir_okay=False, writable=True, help="Write the answers to questions to this JSON file."),
+    ] = None,
+    grounded_captions: Annotated[
+        Path | None,
+        typer.Option(
+            "--grounded_captions",
+            dir_okay=False,
+            writable=True,
+            help="Write a captioner's objects and their boxes to this JSON file, of captions written greedily.",
+        ),
     ] = None,
     report: Annotated[
         Path | None, typer.Option(dir_okay=False, writable=True, help="Write pictures and tables to this HTML file.")
@@ -107,6 +117,7 @@ def evaluate(
             query_heatmap=query_heatmap,
             regions=regions,
             answers=answers,
+            grounded_captions=grounded_captions,
             report=report,
         )
     if as_json:

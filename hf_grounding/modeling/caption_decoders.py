@@ -33,6 +33,7 @@ class ImageMemory(ModelOutput):
         pooled (`(B, width)`): The image's part of each LSTM input.
         first (`(B, width)`): Fed to the LSTM before the first word.
         row_prior (`(B, n)`): How much each row counts whatever the word: beta of Spatial-Semantic attention.
+        row_log_prior (`(B, n)`): Its logarithm, which is exact where beta itself is too small a number.
         attentions (`tuple` of `(B, 2, heads, n, n)`): Visual and textual attention of the module by iteration, if
             asked for.
     """
@@ -43,6 +44,7 @@ class ImageMemory(ModelOutput):
     pooled: torch.FloatTensor | None = None
     first: torch.FloatTensor | None = None
     row_prior: torch.FloatTensor | None = None
+    row_log_prior: torch.FloatTensor | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
 
     def of_captions(self, image_index: torch.Tensor) -> "ImageMemory":

@@ -2,6 +2,7 @@
 public Up-Down code that it was built in.
 """
 
+import math
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
@@ -33,8 +34,11 @@ class SSAttentionConfig(MIAConfig):
             "token_mean" over all words of the batch.
         grounding_target (`str`): Which annotated boxes a caption's regions should cover: those of the "caption", or of
             all captions of its "image". Read by the training's collator.
+        iou_plus_one (`bool`): When regions are matched with annotated boxes, count a box's last pixels in, as the
+            evaluator of Grounded Video Description does. This and the next are the processor's in training.
+        ignore_unmatched_boxes (`bool`): An annotated box that no region overlaps has no region; else it has the first.
         attention_loss_weight (`float`): Weight of a supervision of alpha at object words, as in "Grounded Video
-            Description"; beyond the paper, 0 turns it off.
+            Description"; beyond the paper, 0 turns it off. Not with `mia_iterations`, whose rows are no single regions.
         decoder_attention_activation, decoder_attention_bias, embed_global: As in [`MIAConfig`], here as in the paper.
         mia_iterations (`int`): N of Mutual Iterative Attention in front of the decoder; beyond the paper, whose regions
             are used as they are (0).
@@ -54,6 +58,8 @@ class SSAttentionConfig(MIAConfig):
     grounding_weights: Literal["gamma", "alpha"] = "gamma"
     ce_reduction: Literal["sum", "token_mean"] = "sum"
     grounding_target: Literal["caption", "image"] = "caption"
+    iou_plus_one: bool = True
+    ignore_unmatched_boxes: bool = True
     attention_loss_weight: float | int = 0.0
 
     decoder_type: DecoderName = "up_down"
@@ -82,10 +88,15 @@ class SSAttentionConfig(MIAConfig):
 
     def validate_prior(self):
         for name in ("prior_weight", "grounding_loss_weight", "attention_loss_weight"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)}.")
         if self.num_object_classes < 1:
             raise ValueError(f"`num_object_classes` must be 1 or more, got {self.num_object_classes}.")
+        if self.attention_loss_weight and self.mia_iterations:
+            raise ValueError(
+                "`attention_loss_weight` supervises the weights of single regions, and behind Mutual Iterative "
+                "Attention each row is gathered from many; set `attention_loss_weight: 0` or `mia_iterations: 0`."
+            )
 
     def validate_decoder(self):
         if self.decoder_type != "up_down":

@@ -21,9 +21,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import Cache
 from transformers.utils import ModelOutput, auto_docstring, can_return_tuple
+from transformers.utils.generic import maybe_autocast
 
 from .caption_decoders import ImageMemory, UpDownDecoder, at_least_float32
 from .configuration_ss_attention import SSAttentionConfig
@@ -39,7 +41,8 @@ class SSAttentionOutput(MIACaptioningOutput):
         caption_loss (scalar): L_ce.
         grounding_loss (scalar): L_gnd, before its weight. Only with `grounding_targets`.
         attention_loss (scalar): Of alpha at object words, before its weight. Only with `attention_targets`.
-        region_prior (`(B, num_regions)`): beta, sums to 1 for each image, 0 on padding.
+        region_prior (`(B, num_regions)`): beta, sums to 1 for each image, 0 on padding. Behind Mutual Iterative
+            Attention too it is that of each region by itself, not traced to what the rows were gathered from.
     """
 
     caption_loss: torch.FloatTensor | None = None
@@ -67,8 +70,11 @@ class RegionPrior(nn.Module):
     r"""`b_i = W_b ReLU([W_c c_i; W_p p_i])`, `beta = softmax_i(b)`: how much captions speak of each region, by its
     class and its place alone. W_c, W_p and what they give are one number each (section 3.2).
 
+    Computed in float32 at least, also under autocast: three numbers a region cost nothing, and places that differ by
+    pixels are alike in bfloat16.
+
     Shapes: `semantic` (B, n, num_object_classes or feature_dim), `spatial` (B, n, 5 or feature_dim), `region_mask`
-    (B, n) -> beta (B, n), 0 on padding, each row sums to 1.
+    (B, n) -> log beta (B, n); beta is 0 on padding, each row sums to 1.
     """
 
     def __init__(self, config: SSAttentionConfig):
@@ -80,10 +86,20 @@ class RegionPrior(nn.Module):
         self.score = nn.Linear(2, 1, bias=config.ss_bias)  # W_b
 
     def forward(self, semantic: torch.Tensor, spatial: torch.Tensor, region_mask: torch.Tensor) -> torch.Tensor:
-        dtype = self.score.weight.dtype
-        evidence = torch.cat([self.semantic(semantic.to(dtype)), self.spatial(spatial.to(dtype))], dim=-1)  # (B, n, 2)
-        scores = at_least_float32(self.score(evidence.relu()).squeeze(-1))  # (B, n)
-        return scores.masked_fill(region_mask == 0, torch.finfo(scores.dtype).min).softmax(dim=-1)
+        with maybe_autocast(semantic.device.type, enabled=False):
+            scores = _exactly(self.score, self.evidence(semantic, spatial).relu()).squeeze(-1)  # (B, n)
+            return scores.masked_fill(region_mask == 0, torch.finfo(scores.dtype).min).log_softmax(dim=-1)
+
+    def evidence(self, semantic: torch.Tensor, spatial: torch.Tensor) -> torch.Tensor:
+        """`[W_c c_i; W_p p_i]`, before its ReLU: (B, n, 2)."""
+        with maybe_autocast(semantic.device.type, enabled=False):
+            return torch.cat([_exactly(self.semantic, semantic), _exactly(self.spatial, spatial)], dim=-1)
+
+
+def _exactly(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    """A layer in float32 at least, whatever its weights are kept in."""
+    weight = at_least_float32(layer.weight)
+    return F.linear(x.to(weight.dtype), weight, None if layer.bias is None else layer.bias.to(weight.dtype))
 
 
 class SpatialSemanticDecoder(UpDownDecoder):
@@ -100,23 +116,25 @@ class SpatialSemanticDecoder(UpDownDecoder):
         return gamma / (1 + self.prior_weight) if self.renormalize else gamma
 
 
-def grounding_loss(beta: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def grounding_loss(log_beta: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     r"""L_gnd of each caption, `- sum_i sigma_i log beta_i`; 0 without positive regions.
 
     sigma is not divided by its sum: for P positive regions the least that beta can reach is `P log P`.
 
-    Shapes: `beta`, `targets` sigma (N, n), 0 or 1 -> (N,).
+    Shapes: `log_beta`, `targets` sigma (N, n), 0 or 1 -> (N,).
     """
-    return -(targets * beta.clamp(min=torch.finfo(beta.dtype).tiny).log()).sum(dim=-1)
+    return -(targets * log_beta).sum(dim=-1)
 
 
 def attention_loss(alpha: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    r"""Of each caption: - log alpha, mean over an object word's target regions, summed over object words.
+    r"""Of each caption: - log alpha, mean over the target regions and the tokens of an object word, sum over words.
 
-    Shapes: `alpha`, `targets` (N, T, n), all 0 where a word is no object's or no region fits -> (N,).
+    Shapes: `alpha`, `targets` (N, T, n), 1 / (number of the word's tokens) at target regions, all 0 where a token is of
+    no object's word or no region fits -> (N,).
     """
     alpha = at_least_float32(alpha)
-    targets = targets / targets.sum(dim=-1, keepdim=True).clamp(min=1)
+    num_regions = (targets > 0).sum(dim=-1, keepdim=True).clamp(min=1)
+    targets = targets / num_regions
     return -(targets * alpha.clamp(min=torch.finfo(alpha.dtype).tiny).log()).sum(dim=(-2, -1))
 
 
@@ -133,14 +151,16 @@ class SSAttentionCaptioner(MIAForCaptioning):
         r"""Writes captions, see [`MIAForCaptioning.generate`]; `region_attentions` are those of
         `config.grounding_weights`, so that those of "gamma" sum to 1 + lambda.
 
-        An output with `output_attentions=True` also has the `region_prior` beta of each image.
+        An output with `output_attentions=True` also has the `region_prior` beta of each image. Behind Mutual Iterative
+        Attention `region_attentions` are traced back to the original regions, and `region_prior` is not.
         """
         outputs = super().generate(*args, **kwargs)
-        inputs = {**({"region_features": args[0]} if args else {}), **kwargs}
+        features = args[0] if args else kwargs.get("inputs")
+        inputs = kwargs if features is None else {**kwargs, "region_features": features}
         told = isinstance(outputs, ModelOutput) and "region_attentions" in outputs
         if told and self.decoder.prior is not None and inputs.get("region_features") is not None:
             with torch.no_grad():
-                outputs["region_prior"] = self.get_encoder().region_prior(**inputs)
+                outputs["region_prior"] = self.get_encoder().log_prior(**inputs).exp()
         return outputs
 
     @can_return_tuple
@@ -188,7 +208,8 @@ class SSAttentionCaptioner(MIAForCaptioning):
         grounding_targets (`torch.Tensor` of shape `(num_captions, num_regions)`, *optional*):
             sigma: 1 = the region fits one of the caption's annotated boxes best.
         attention_targets (`torch.Tensor` of shape `(num_captions, num_tokens, num_regions)`, *optional*):
-            The same for the object that each token of `labels` names; all 0 for other tokens.
+            The same for the object that each token of `labels` names, divided by the number of its word's tokens; all
+            0 for other tokens.
         encoder_outputs ([`ImageMemory`], *optional*):
             What [`SSAttentionEncoder`] made of the image.
         """
@@ -215,24 +236,27 @@ class SSAttentionCaptioner(MIAForCaptioning):
             output_attentions=output_attentions or supervised,
             **{**kwargs, "return_dict": True},  # mixed precision may call this without its decorator
         )
-        beta = memory.row_prior
-        if beta is not None and image_index is not None:
-            beta = beta.index_select(0, image_index)  # (N, n)
+        log_beta = memory.row_log_prior
+        if log_beta is not None and image_index is not None:
+            log_beta = log_beta.index_select(0, image_index)  # (N, n)
         losses = {}
         if labels is not None:
             targets = grounding_targets if self.config.grounding_loss_weight else None
             alpha = outputs.cross_attentions[0][:, 0] if supervised else None
-            losses = self._losses(outputs.loss, labels, beta, targets, alpha, attention_targets)
+            losses = self._losses(outputs.loss, labels, log_beta, targets, alpha, attention_targets)
         weights = outputs.cross_attentions if output_attentions else None
-        if weights and beta is not None and self.config.grounding_weights == "gamma":
-            weights = (self.decoder.weigh(weights[0], beta[:, None, None]),)
+        if weights and log_beta is not None and self.config.grounding_weights == "gamma":
+            gamma = self.decoder.weigh(weights[0], log_beta[:, None, None].exp())
+            if labels is not None and self.training:  # 0 behind a caption's end, as alpha
+                gamma = gamma * (labels != -100)[:, None, : gamma.shape[2], None]
+            weights = (gamma,)
         return SSAttentionOutput(**{**outputs, "cross_attentions": weights, **losses}, region_prior=memory.row_prior)
 
     def _losses(
         self,
         word_loss: torch.Tensor,
         labels: torch.Tensor,
-        beta: torch.Tensor | None,
+        log_beta: torch.Tensor | None,
         grounding_targets: torch.Tensor | None,
         alpha: torch.Tensor | None,
         attention_targets: torch.Tensor | None,
@@ -242,9 +266,9 @@ class SSAttentionCaptioner(MIAForCaptioning):
         if self.config.ce_reduction == "sum":
             loss = loss * (labels != -100).sum() / len(labels)
         losses = {"caption_loss": loss}
-        if beta is not None and grounding_targets is not None:
-            _check_targets("grounding_targets", grounding_targets, beta.shape)
-            losses["grounding_loss"] = grounding_loss(beta, grounding_targets.to(beta.dtype)).mean()
+        if log_beta is not None and grounding_targets is not None:
+            _check_targets("grounding_targets", grounding_targets, log_beta.shape)
+            losses["grounding_loss"] = grounding_loss(log_beta, grounding_targets.to(log_beta.dtype)).mean()
             loss = loss + self.config.grounding_loss_weight * losses["grounding_loss"]
         if alpha is not None and attention_targets is not None:
             _check_targets("attention_targets", attention_targets, (*labels.shape, alpha.shape[-1]))
@@ -277,22 +301,28 @@ class SSAttentionEncoder(CaptionEncoder):
         memory = super().forward(**kwargs)
         if self.decoder.prior is not None:
             kwargs["region_mask"] = memory.row_mask
-            memory.row_prior = self.region_prior(
-                boxes=boxes, class_probs=class_probs, image_sizes=image_sizes, **kwargs
-            )
+            log_beta = self.log_prior(boxes=boxes, class_probs=class_probs, image_sizes=image_sizes, **kwargs)
+            memory.row_log_prior, memory.row_prior = log_beta, log_beta.exp()
         return memory
 
-    def region_prior(
+    def log_prior(
+        self, region_features: torch.Tensor, region_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        """log beta (B, n) of a model that has a prior."""
+        assert self.decoder.prior is not None
+        shape = region_features.shape[:2]
+        mask = torch.ones(shape, device=region_features.device) if region_mask is None else region_mask
+        return self.decoder.prior(*self.prior_inputs(region_features, **kwargs), mask)
+
+    def prior_inputs(
         self,
         region_features: torch.Tensor,
-        region_mask: torch.Tensor | None = None,
         boxes: torch.Tensor | None = None,
         class_probs: torch.Tensor | None = None,
         image_sizes: torch.Tensor | None = None,
         **kwargs: Any,
-    ) -> torch.Tensor:
-        """beta (B, n) of a model that has a prior."""
-        assert self.decoder.prior is not None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """c_i and p_i, or what the configuration puts in their places."""
         config = self.model.config
         shape = region_features.shape[:2]
         semantic = spatial = region_features
@@ -300,8 +330,7 @@ class SSAttentionEncoder(CaptionEncoder):
             semantic = _classes(class_probs, shape, config.num_object_classes)
         if config.reads_boxes:
             spatial = _locations(boxes, image_sizes, shape, config)
-        mask = torch.ones(shape, device=region_features.device) if region_mask is None else region_mask
-        return self.decoder.prior(semantic, spatial, mask)
+        return semantic, spatial
 
 
 def _classes(class_probs: torch.Tensor | None, shape: torch.Size, num_classes: int) -> torch.Tensor:
@@ -310,8 +339,11 @@ def _classes(class_probs: torch.Tensor | None, shape: torch.Size, num_classes: i
     if class_probs is None or class_probs.ndim != 3 or class_probs.shape[:2] != shape:
         raise ValueError(
             f"This model reads classes: `class_probs` must be ({shape[0]}, {shape[1]}, {num_classes}) as "
-            f"`region_features`, got {came}."
+            f"`region_features`, got {came}. Extract regions with a detector, which gives them, or train with "
+            "`ss_semantic_input: visual`."
         )
+    if not class_probs.detach().sum().isfinite():
+        raise ValueError("`class_probs` must be probabilities, and some are not finite; extract the regions again.")
     if class_probs.shape[-1] == num_classes + 1:
         return class_probs[..., 1:]
     if class_probs.shape[-1] != num_classes:
@@ -330,13 +362,16 @@ def _locations(
     if boxes is None or boxes.shape != (*shape, 4):
         came = "nothing" if boxes is None else f"shape {tuple(boxes.shape)}"
         raise ValueError(
-            f"This model reads places: `boxes` must be ({shape[0]}, {shape[1]}, 4) as `region_features`, got {came}."
+            f"This model reads places: `boxes` must be ({shape[0]}, {shape[1]}, 4) as `region_features`, got {came}. "
+            "Give those of the regions, as `SSAttentionProcessor` does, or train with `ss_spatial_input: visual`."
         )
-    if boxes.numel() and boxes.detach().amax() > 1.5:  # a box may stick out of the image a little
-        raise ValueError(
-            f"`boxes` must be in [0, 1], shares of the image's width and height, got {boxes.amax():.1f}; divide pixels "
-            "by the image size, as `SSAttentionProcessor` does."
-        )
+    if boxes.numel():
+        low, high = boxes.detach().aminmax()
+        if not (low >= -0.5 and high <= 1.5):  # a box may stick out of the image a little; NaN is neither
+            raise ValueError(
+                f"`boxes` must be in [0, 1], shares of the image's width and height, got {low:.1f} to {high:.1f}; "
+                "divide pixels by the image size, as `SSAttentionProcessor` does."
+            )
     if config.normalize_boxes:
         return location_vectors(boxes, None, config.location_order)
     if image_sizes is None or image_sizes.shape != (shape[0], 2):

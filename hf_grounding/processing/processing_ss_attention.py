@@ -10,6 +10,7 @@ from transformers import BatchFeature
 
 from .processing_mia import MIAProcessor
 from .regions import Regions, best_regions, box_iou, scale_boxes
+from .words import head_word
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class SSAttentionProcessor(MIAProcessor):
     Args:
         iou_plus_one (`bool`): Count a box's last pixels in, when regions are matched, as the evaluator of Grounded
             Video Description does.
+        ignore_unmatched_boxes (`bool`): A box that no region overlaps has no region; else it has the first.
         image_processor, tokenizer, max_regions, max_concepts, extraction, object_words: As in [`MIAProcessor`].
     """
 
@@ -40,10 +42,11 @@ class SSAttentionProcessor(MIAProcessor):
         extraction: dict[str, Any] | None = None,
         object_words: dict[str, str] | None = None,
         iou_plus_one: bool = True,
+        ignore_unmatched_boxes: bool = True,
         **kwargs: Any,
     ):
         super().__init__(image_processor, tokenizer, max_regions, max_concepts, extraction, object_words, **kwargs)
-        self.iou_plus_one = iou_plus_one
+        self.iou_plus_one, self.ignore_unmatched_boxes = iou_plus_one, ignore_unmatched_boxes
 
     _region_names = (*MIAProcessor._region_names, "boxes", "class_probs", "image_sizes")
 
@@ -55,7 +58,8 @@ class SSAttentionProcessor(MIAProcessor):
     def match_phrases(
         self, regions: Regions, phrases: Sequence[Mapping[str, Any]], image_size: tuple[int, int]
     ) -> list[MatchedPhrase]:
-        r"""For each box of each phrase the region of the largest IoU, of equal ones the first; none where all are 0.
+        r"""For each box of each phrase the region of the largest IoU, of equal ones the first; none where all are 0,
+        with `ignore_unmatched_boxes`.
 
         Args:
             regions ([`Regions`]): Of the image.
@@ -71,7 +75,8 @@ class SSAttentionProcessor(MIAProcessor):
             found = scale_boxes(record.boxes, record.image_size, image_size)
             overlaps = box_iou(found, annotated, plus_one=self.iou_plus_one)  # (num_regions, num_boxes)
             best = overlaps.argmax(axis=0).tolist()  # the first of equal ones
-            matched = [row if overlaps[row, box] > 0 else None for box, row in enumerate(best)]
+            kept = (overlaps.max(axis=0) > 0) | (not self.ignore_unmatched_boxes)
+            matched = [row if keep else None for row, keep in zip(best, kept, strict=True)]
         ends = np.cumsum(counts)
         return [
             MatchedPhrase(
@@ -110,11 +115,13 @@ class SSAttentionProcessor(MIAProcessor):
         Returns:
             `BatchFeature`, to which regions add `boxes` (batch, num_regions, 4) in [0, 1], `image_sizes` (batch, 2)
             and, where the records have them, `class_probs`; phrases add `grounding_targets` (num_captions, num_regions)
-            and, if asked for, `attention_targets` (num_captions, num_tokens, num_regions), whose rows are those of the
-            tokens of a phrase's last word. Targets are 0 or 1; all are 0 without boxes.
+            and, if asked for, `attention_targets` (num_captions, num_tokens, num_regions), which the tokens of a
+            phrase's object word have, see [`head_word`]. The first are 0 or 1; the second are divided by the number of
+            the word's tokens, so that each word counts once. All are 0 without boxes.
 
         Raises:
-            ValueError: As [`MIAProcessor`]; also for phrases without regions and captions, or of other images.
+            ValueError: As [`MIAProcessor`]; also for phrases without regions and captions, of other images, of regions
+                that an image does not have, or that are not matched.
         """
         batch = super().__call__(images, text, regions, concepts, captions, return_tensors, **kwargs)
         if phrases is None:
@@ -128,6 +135,9 @@ class SSAttentionProcessor(MIAProcessor):
         counts = {"captions": len(given), "phrases": len(phrases), "sentences": len(numbers)}
         if len(set(counts.values())) > 1 or [*map(len, given)] != [*map(len, numbers)]:
             raise ValueError(f"`phrases` and `sentences` must belong to the images and captions; got {counts}.")
+        records = [regions] if isinstance(regions, Regions) else list(regions)
+        for image, (record, row) in enumerate(zip(records, phrases, strict=True)):
+            _check_matched(row, min(len(record), self.max_regions), image)
         places = [(image, number) for image, row in enumerate(numbers) for number in row]  # of each caption
         own = [
             [phrase for phrase in phrases[image] if grounding_target == "image" or phrase.sentence == number]
@@ -149,9 +159,26 @@ class SSAttentionProcessor(MIAProcessor):
         targets = torch.zeros(len(captions), num_tokens, num_regions)
         for number, words in enumerate(self.words_of_tokens(captions)):
             for phrase in phrases[number]:
-                for token in np.flatnonzero(np.array(words) == phrase.end - 1):
-                    targets[number, token] = torch.maximum(targets[number, token], _one_hot([phrase], num_regions))
+                head = head_word(captions[number].split(), phrase.start, phrase.end)
+                tokens = [] if head is None else np.flatnonzero(np.array(words) == head).tolist()
+                for token in tokens:
+                    own = _one_hot([phrase], num_regions) / len(tokens)
+                    targets[number, token] = torch.maximum(targets[number, token], own)
         return targets
+
+
+def _check_matched(phrases: Sequence[MatchedPhrase], num_regions: int, image: int) -> None:
+    for phrase in phrases:
+        if not isinstance(phrase, MatchedPhrase):
+            raise ValueError(
+                f"`phrases` must be what `match_phrases` gives of an image's phrases, got {type(phrase).__name__} for "
+                f"image {image}; call `processor.match_phrases(regions, phrases, image_size)`."
+            )
+        if any(not 0 <= row < num_regions for row in phrase.regions):
+            raise ValueError(
+                f"A phrase of image {image} has the regions {phrase.regions}, but the image has {num_regions}; match "
+                "the phrases with the regions that are given."
+            )
 
 
 def _one_hot(phrases: Sequence[MatchedPhrase], num_regions: int) -> torch.Tensor:

@@ -16,7 +16,6 @@ from numpy.typing import ArrayLike
 
 PER_REGION = ("boxes", "region_features", "class_probs", "labels", "scores")
 TOLERANCE = 1e-3  # how far probabilities may leave [0, 1]: one step of float16 above 1
-LOCATION_ORDERS = {"xxyys": [0, 2, 1, 3], "xyxys": [0, 1, 2, 3]}  # places of a box's numbers in a location vector
 
 
 class ImageError(ValueError):
@@ -448,32 +447,6 @@ def _check_share(name: str, value: float) -> None:
 
 
 # For models
-
-
-def location_vectors(
-    boxes: ArrayLike, image_size: ArrayLike, *, order: str = "xxyys", normalize: bool = True
-) -> np.ndarray:
-    r"""Five numbers for each box: its corners, and its share `s` of the image's area.
-
-    Args:
-        boxes (`np.ndarray` of shape `(..., 4)`): xyxy in pixels.
-        image_size (`tuple[int, int]`): (height, width); or (batch, 2) for boxes (batch, num_regions, 4).
-        order (`str`): `"xxyys"` is [x1, x2, y1, y2, s], that of the Spatial-Semantic attention paper; `"xyxys"` is
-            [x1, y1, x2, y2, s], that of the captioning toolbox it was built in.
-        normalize (`bool`): Divide x by the image's width and y by its height. `s` is a share either way.
-
-    Returns:
-        `np.ndarray` of shape `(..., 5)`, float32.
-
-    Raises:
-        ValueError: If `order` is none of the two.
-    """
-    if order not in LOCATION_ORDERS:
-        raise ValueError(f"`order` must be one of {list(LOCATION_ORDERS)}, got {order!r}.")
-    pixels = _numbers(boxes)
-    shares = normalize_boxes(pixels.astype(np.float64), image_size)
-    corners = (shares if normalize else pixels)[..., LOCATION_ORDERS[order]]
-    return np.concatenate([corners, box_areas(shares)[..., None]], axis=-1).astype(np.float32)
 
 
 def pad_regions(regions: Sequence[Regions], max_regions: int | None = None) -> dict[str, np.ndarray]:

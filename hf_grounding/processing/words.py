@@ -28,6 +28,12 @@ class Phrase:
     end: int
 
 
+def head_word(words: Sequence[str], start: int, end: int) -> int | None:
+    """Which word of a phrase, `words[start:end]`, names its object: number of the last one with a letter in it; `None`
+    if there is none."""
+    return next((number for number in range(end - 1, start - 1, -1) if any(map(str.isalpha, words[number]))), None)
+
+
 def train_word_tokenizer(captions: Iterable[str], min_count: int = 1) -> PreTrainedTokenizerFast:
     r"""Word-level tokenizer of all words seen `min_count` times or more, lower-cased.
 

@@ -1,5 +1,6 @@
 """What captioners write: captions of a split, their scores beside baselines, and the report."""
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -11,12 +12,13 @@ from datasets import Dataset
 from ..metrics.caption_baselines import consensus_captions, one_against_the_others
 from ..metrics.caption_metrics import compute_caption_metrics
 from ..modeling.modeling_mia import MIAForCaptioning
+from ..modeling.modeling_ss_attention import SSAttentionCaptioner
 from ..processing.grounding import GroundedCaption
 from ..processing.processing_mia import MIAProcessor
 from ..visualization import write_report
 from .caption_data import ImageInputs
 from .common import evaluation_facts
-from .object_grounding import score_given_captions, score_objects
+from .object_grounding import live_prior, objects_in_pixels, score_given_captions, score_objects
 from .object_words import reference_objects
 from .recipe import Recipe
 from .report import build_caption_report, evenly_spaced
@@ -70,14 +72,46 @@ def ground_captions(
     return captions
 
 
+def write_grounded_captions(
+    path: Path, model: MIAForCaptioning, processor: MIAProcessor, rows: Dataset, images: ImageInputs
+) -> None:
+    r"""Captions written greedily, with boxes, in the file that `hf-grounding evaluate` and the evaluator of Grounded
+    Video Description read: `{"results": {"1007": [{"clss": ["man"], "idx_in_sent": [1], "bbox": [[0, 0, 9, 9]]}]}}`.
+
+    Each entry also has its "caption". Boxes are in pixels of the images as they were annotated, where the rows tell
+    their "width" and "height".
+
+    Raises:
+        ValueError: For a captioner that knows no object words, or does not attend to detected regions.
+    """
+    if not processor.object_words or images.regions is None:
+        raise ValueError(
+            "This captioner does not know which words name objects, or reads no detected regions, so there are no "
+            "boxes to write; train it on phrases with boxes, or with `captions.object_classes`."
+        )
+    written = ground_captions(model, processor, images, rows["image_id"][:])
+    if written[0].region_weights is None:
+        raise ValueError("This captioner does not attend to regions, so its words have no boxes to write.")
+    sizes = [caption.regions.image_size for caption in written if caption.regions is not None]
+    if {"width", "height"} <= set(rows.column_names):
+        sizes = list(zip(rows["height"], rows["width"], strict=True))
+    entries = {
+        image_id: [{"caption": caption.caption, **objects_in_pixels(caption, size)}]
+        for image_id, caption, size in zip(rows["image_id"], written, sizes, strict=True)
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"results": entries}), encoding="utf-8")
+
+
 def measure_objects(
     model: MIAForCaptioning, processor: MIAProcessor, rows: Dataset, images: ImageInputs
 ) -> dict[str, Any] | None:
     r"""Grounding of the objects that are named, in captions written greedily and in people's.
 
     Returns:
-        What [`score_objects`] returns, and "given_captions" of [`score_given_captions`]; `None` for a captioner that
-        does not attend to detected regions, or data without phrases of its object classes.
+        What [`score_objects`] returns, "given_captions" of [`score_given_captions`], and "prior" of [`live_prior`] of
+        a captioner that has one; `None` for a captioner that does not attend to detected regions, or data without
+        phrases of its object classes.
     """
     if not processor.object_words or images.regions is None or "phrases" not in rows.column_names:
         return None
@@ -89,7 +123,10 @@ def measure_objects(
     if written[0].region_weights is None:
         return None
     given = score_given_captions(model, processor, images, rows, classes)
-    return score_objects(written, rows, classes) | {"given_captions": given}
+    scores = score_objects(written, rows, classes) | {"given_captions": given}
+    if isinstance(model, SSAttentionCaptioner) and model.decoder.prior is not None:
+        scores["prior"] = live_prior(model, processor, images, rows["image_id"][:])
+    return scores
 
 
 def score_captions(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Any]:

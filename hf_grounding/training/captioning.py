@@ -15,6 +15,7 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerControl, set_seed
+from transformers.trainer_pt_utils import nested_gather
 
 from ..metrics.caption_metrics import compute_caption_metrics
 from ..modeling.configuration_mia import MIAConfig
@@ -33,7 +34,7 @@ from .caption_data import (
     ImageInputs,
     load_images,
 )
-from .caption_evaluation import measure_captioner, report_captioner, write_captions
+from .caption_evaluation import measure_captioner, report_captioner, write_captions, write_grounded_captions
 from .checkpoints import start_from
 from .common import (
     REPORT_FILE,
@@ -58,6 +59,7 @@ CAPTIONERS: dict[str, tuple[type[MIAConfig], type[MIAForCaptioning], type[MIAPro
     "mia": (MIAConfig, MIAForCaptioning, MIAProcessor),
     "ss_attention": (SSAttentionConfig, SSAttentionCaptioner, SSAttentionProcessor),
 }
+LOSS_PARTS = ("caption_loss", "grounding_loss", "attention_loss")  # of a model's output, before their weights
 METRICS = ("cider_d", "bleu_4", "rouge_l")  # of an evaluation during training; none needs Java
 
 
@@ -150,6 +152,7 @@ class CaptioningTrainer(Trainer):
         self.processor, self.eval_images = processor, eval_images
         self.backbone_parameters = self._backbone_parameters()
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch, not a sum to be divided
+        self.loss_parts: dict[str, list[torch.Tensor]] = {}  # of the steps since the last entry of the log
         self.add_callback(_EachEpoch())
         if self.args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
@@ -173,6 +176,23 @@ class CaptioningTrainer(Trainer):
             for parameter in self.backbone_parameters:
                 parameter.grad = None  # not 0, which weight decay and moments would act upon
         return loss
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        for name in LOSS_PARTS:
+            if outputs.get(name) is not None:
+                self.loss_parts.setdefault(name, []).append(outputs[name].detach().mean())
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """With the parts of the loss beside their sum, of a model whose loss has parts."""
+        if "loss" in logs:
+            for name, values in self.loss_parts.items():
+                logs[name] = nested_gather(torch.stack(values).mean(), self.args.parallel_mode).mean().item()
+            self.loss_parts = {}
+        super().log(logs, start_time)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """With learning rates of the backbone and of the module, and gradients clipped by value before each step, if
@@ -264,18 +284,47 @@ def build_captioner(
         generation.length_penalty = 0.0
     never = {getattr(tokenizer, name) for name in special} - {tokenizer.eos_token_id}
     generation.suppress_tokens = sorted(never)  # a word that nobody can read is no word
-    sizes: dict[str, Any] = {"max_regions": sources.max_regions, "max_concepts": sources.max_concepts}
-    return model, processor_class(image_processor, tokenizer, extraction=sources.extraction, **sizes)
+    options: dict[str, Any] = {"max_regions": sources.max_regions, "max_concepts": sources.max_concepts}
+    if isinstance(config, SSAttentionConfig):
+        options |= {name: getattr(config, name) for name in ("iou_plus_one", "ignore_unmatched_boxes")}
+    return model, processor_class(image_processor, tokenizer, extraction=sources.extraction, **options)
 
 
-def _objects_of(recipe: Recipe, processor: MIAProcessor, rows: Dataset) -> dict[str, str] | None:
+def _listed_classes(recipe: Recipe) -> list[str] | None:
+    """Object classes of the recipe's list, if it names one."""
+    path = recipe.captions.object_classes
+    return None if path is None else read_object_classes(Path(below_data_root(path)))
+
+
+def _objects_of(
+    processor: MIAProcessor, rows: Dataset, listed: list[str] | None, min_count: int
+) -> dict[str, str] | None:
     """The vocabulary's words that name objects; `None` if neither a list nor the data say which are classes."""
-    if recipe.captions.object_classes is not None:
-        classes = read_object_classes(Path(below_data_root(recipe.captions.object_classes)))
-    else:
-        classes = head_nouns(rows, recipe.captions.min_object_count)
-    special = set(processor.tokenizer.all_special_tokens)
-    return object_words(processor.tokenizer.get_vocab().keys() - special, classes) or None
+    vocabulary = processor.tokenizer.get_vocab().keys() - set(processor.tokenizer.all_special_tokens)
+    classes = head_nouns(rows, min_count, vocabulary) if listed is None else listed
+    found = object_words(vocabulary, classes)
+    if listed and not found:
+        raise ValueError(
+            f"None of the {len(listed)} object classes of `captions.object_classes`, such as '{listed[0]}', is a word "
+            "of the training captions; give names that the captions use, or leave the list out."
+        )
+    return found or None
+
+
+def _check_classes(config: MIAConfig, num_object_classes: int | None) -> None:
+    """Whether the regions have the classes that a model reads."""
+    if not isinstance(config, SSAttentionConfig) or not config.reads_classes:
+        return
+    if num_object_classes is None:
+        raise ValueError(
+            "The regions have no class probabilities, which this captioner reads; extract them with a detector "
+            "(`--detector`), or set `ss_semantic_input: visual`."
+        )
+    if num_object_classes - config.num_object_classes not in (0, 1):  # 1: a background in front
+        raise ValueError(
+            f"The regions have {num_object_classes} classes, and `num_object_classes` is {config.num_object_classes}; "
+            f"set `--num_object_classes {num_object_classes}`, or leave it out."
+        )
 
 
 def _collator(model: MIAForCaptioning, processor: MIAProcessor, images: ImageInputs, rows: Dataset) -> Any:
@@ -298,6 +347,7 @@ def train_captioner(recipe: Recipe, output_dir: str | os.PathLike, *, resume: bo
     keep_freed_memory()
     args = CaptioningTrainingArguments(output_dir=str(output_dir), **recipe.training)
     set_seed(args.seed)
+    listed = _listed_classes(recipe)  # now, since a wrong path must not cost the reading of the data
     train_split, eval_split = recipe.dataset.train_split, recipe.dataset.eval_split
     train_rows, eval_rows = load_split(recipe, train_split), load_split(recipe, eval_split)
     train_images = load_images(recipe, train_rows, train_split)
@@ -310,12 +360,8 @@ def train_captioner(recipe: Recipe, output_dir: str | os.PathLike, *, resume: bo
         feature_dim = first.region_features.shape[1]
         num_object_classes = None if first.class_probs is None else first.class_probs.shape[1]
     model, processor = build_captioner(recipe, train_rows["captions"][:], feature_dim, num_object_classes)
-    processor.object_words = _objects_of(recipe, processor, train_rows)
-    if isinstance(model.config, SSAttentionConfig) and model.config.reads_classes and num_object_classes is None:
-        raise ValueError(
-            "The regions have no class probabilities, which this captioner reads; extract them with a detector "
-            "(`--detector`), or set `ss_semantic_input: visual`."
-        )
+    processor.object_words = _objects_of(processor, train_rows, listed, recipe.captions.min_object_count)
+    _check_classes(model.config, num_object_classes)
     if model.config.uses_concepts and train_images.concepts is None:
         raise ValueError(
             "This captioner reads concepts, and section `regions` names no `concepts`; make them with `hf-grounding "
@@ -343,7 +389,11 @@ def train_captioner(recipe: Recipe, output_dir: str | os.PathLike, *, resume: bo
 
 
 def evaluate_captioner(
-    model_dir: str | os.PathLike, recipe: Recipe, split: str, report: str | os.PathLike | None = None
+    model_dir: str | os.PathLike,
+    recipe: Recipe,
+    split: str,
+    report: str | os.PathLike | None = None,
+    grounded_captions: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
     r"""Measures a trained captioner on a split of its recipe's data; see `run.evaluate`."""
     rows = load_split(recipe, split)
@@ -351,6 +401,8 @@ def evaluate_captioner(
     _, model_class, processor_class = CAPTIONERS[recipe.system]
     model = model_class.from_pretrained(model_dir).to(PartialState().device)
     processor = processor_class.from_pretrained(model_dir)
+    if grounded_captions is not None:
+        write_grounded_captions(Path(grounded_captions), model, processor, rows, images)
     results = measure_captioner(model, processor, recipe, split, rows, images, _training_images(recipe))
     if report is not None:
         title = f"{Path(model_dir).resolve().name} on {split}: {recipe.description}"

@@ -15,6 +15,7 @@ from datasets import Dataset
 from ..metrics.attention_correctness import attention_correctness
 from ..metrics.grounding_f1 import grounding_f1, gt_sentence_accuracy
 from ..modeling.modeling_mia import MIAForCaptioning
+from ..modeling.modeling_ss_attention import SSAttentionCaptioner
 from ..processing.grounding import GroundedCaption, box_coverage
 from ..processing.processing_mia import MIAProcessor
 from ..processing.regions import Regions, best_regions, box_iou, scale_boxes
@@ -35,21 +36,25 @@ def score_objects(captions: Sequence[GroundedCaption], rows: Dataset, classes: S
         classes (names): Those that count.
 
     Returns:
-        `dict`: what [`grounding_f1`] returns; "oracle", the same scores if for each object word the best of the image's
-        regions had been chosen; "region_recall", the share of annotated objects that any region fits.
+        `dict`: what [`grounding_f1`] returns; "oracle", the same scores if for each object word that one of the image's
+        regions had been chosen that raises its precision and recall the most; "region_recall", the share of annotated
+        objects that any region fits.
     """
     predictions, oracle, references = [], [], []
     fits: list[bool] = []
     for caption, row in zip(captions, rows.select_columns(_ANNOTATIONS), strict=True):
         assert caption.regions is not None  # as the processor makes captions
-        objects, size = caption.objects(), (row["height"], row["width"])
-        own = np.array(objects["bbox"], dtype=float).reshape(-1, 4)
+        size = (row["height"], row["width"])
+        objects = objects_in_pixels(caption, size)
         found = scale_boxes(caption.regions.boxes, caption.regions.image_size, size)
         reference = reference_objects(row, classes)
-        predicted = scale_boxes(own, caption.regions.image_size, size).tolist()
-        best = [_best_box(found, name, reference, box) for name, box in zip(objects["clss"], predicted, strict=True)]
-        predictions.append({"classes": objects["clss"], "boxes": predicted})
-        oracle.append({"classes": objects["clss"], "boxes": best})
+        names, predicted = objects["clss"], objects["bbox"]
+        best = [
+            _best_box(found, reference, name, box, is_first=name not in names[:number])
+            for number, (name, box) in enumerate(zip(names, predicted, strict=True))
+        ]
+        predictions.append({"classes": names, "boxes": predicted})
+        oracle.append({"classes": names, "boxes": best})
         references.append(reference)
         boxes = [box for each in reference for box in each["boxes"]]
         fits += (box_iou(found, boxes, plus_one=True).max(axis=0) > 0.5).tolist() if boxes else []
@@ -62,14 +67,63 @@ def score_objects(captions: Sequence[GroundedCaption], rows: Dataset, classes: S
     return scores | bounds | {"objects_per_caption": sum(len(each["classes"]) for each in predictions) / len(rows)}
 
 
-def _best_box(regions: np.ndarray, name: str, reference: Sequence[Mapping[str, list]], box: list[float]) -> list[float]:
-    """The region that hits most of the boxes of a class, of those the one of the largest overlaps; else `box`."""
-    boxes = [box for each in reference for own, box in zip(each["classes"], each["boxes"], strict=True) if own == name]
-    if not boxes:
+def objects_in_pixels(caption: GroundedCaption, size: tuple[int, int]) -> dict[str, list]:
+    """The caption's objects, with boxes in pixels of its image in that size, (height, width)."""
+    assert caption.regions is not None  # as the processor makes captions
+    objects = caption.objects()
+    boxes = np.array(objects["bbox"], dtype=float).reshape(-1, 4)
+    return objects | {"bbox": scale_boxes(boxes, caption.regions.image_size, size).tolist()}
+
+
+def _best_box(
+    regions: np.ndarray, reference: Sequence[Mapping[str, list]], name: str, box: list[float], *, is_first: bool
+) -> list[float]:
+    """The region that F1 counts the most hits of, for an object word of a class.
+
+    Precision compares it with the first entry of the class in each caption; recall compares the first word of the class
+    with all its entries. Each counts by its share. Of equal regions that of the largest overlaps is chosen; `box` where
+    no caption has the class.
+    """
+    first, entries = [], []
+    for each in reference:
+        places = zip(each["indices"], each["classes"], each["boxes"], strict=True)
+        own = sorted((index, box) for index, known, box in places if known == name)
+        first += [box for _, box in own[:1]]
+        entries += [box for _, box in own]
+    if not entries:
         return box
-    overlaps = box_iou(regions, boxes, plus_one=True)  # (num_regions, num_boxes)
-    rank = (overlaps > 0.5).sum(axis=1) + overlaps.mean(axis=1) / 2  # the second part is below 1
+    rank = np.zeros(len(regions))
+    for boxes in (first, entries) if is_first else (first,):
+        overlaps = box_iou(regions, boxes, plus_one=True)  # (num_regions, num_boxes)
+        # Less than any difference of two shares, which are of few entries.
+        rank += (overlaps > 0.5).mean(axis=1) + 1e-6 * overlaps.mean(axis=1)
     return regions[int(rank.argmax())].tolist()
+
+
+@torch.no_grad()
+def live_prior(
+    model: SSAttentionCaptioner,
+    processor: MIAProcessor,
+    images: ImageInputs,
+    image_ids: Sequence[str],
+    *,
+    batch_size: int = 50,
+) -> dict[str, float]:
+    r"""Whether the prior reads regions at all: its ReLU is on two numbers, and where one is never positive it is dead.
+
+    Returns:
+        `dict`: "spatial_alive" and "semantic_alive", the share of regions for which `W_p p_i` and `W_c c_i` are
+        positive.
+    """
+    model.eval()
+    prior, alive = model.decoder.prior, []
+    assert prior is not None
+    for start in range(0, len(image_ids), batch_size):
+        inputs = processor(**images.read(image_ids[start : start + batch_size])).to(model.device)
+        evidence = prior.evidence(*model.get_encoder().prior_inputs(**inputs))  # (images, num_regions, 2)
+        alive.append((evidence[inputs["region_mask"] == 1] > 0).float().cpu())
+    semantic, spatial = torch.cat(alive).mean(dim=0).tolist()
+    return {"spatial_alive": spatial, "semantic_alive": semantic}
 
 
 def score_given_captions(

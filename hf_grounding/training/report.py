@@ -287,6 +287,10 @@ def _object_table(objects: Mapping[str, Any]) -> Table:
         "F1 of captions written greedily, mean over classes; best regions: if each object word had the region that "
         "fits it best. Accuracy and attention correctness: of the objects in people's captions, word by word."
     )
+    if "prior" in objects:
+        row["place in the prior"] = _percent(objects["prior"]["spatial_alive"])
+        row["class in the prior"] = _percent(objects["prior"]["semantic_alive"])
+        note += " Place and class in the prior: regions whose own counts, its ReLU being above 0."
     return Table("Grounding of objects, %", [row], note)
 
 

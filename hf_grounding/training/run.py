@@ -163,12 +163,14 @@ def evaluate(
     query_heatmap: str | None = None,
     regions: str | None = None,
     answers: str | os.PathLike | None = None,
+    grounded_captions: str | os.PathLike | None = None,
     report: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
     r"""Measures a trained model on a split of a data set.
 
     Data and protocol are those of `recipe`, by default the one saved with the model; the arguments after it override
-    it. `report` is an HTML file to write, `answers` a JSON file with the answers of a question answerer.
+    it. `report` is an HTML file to write, `answers` a JSON file with the answers of a question answerer,
+    `grounded_captions` one with a captioner's words that name objects, and their boxes, of captions written greedily.
     """
     keep_freed_memory()
     if recipe is None and not Path(model_dir, RECIPE_FILE).is_file():
@@ -195,13 +197,17 @@ def evaluate(
         raise ValueError(
             f"`answers` is of question answerers, and '{model_dir}' holds a {SYSTEM_NOUNS[settings.system]}."
         )
+    if grounded_captions is not None and settings.system not in CAPTIONERS:
+        raise ValueError(
+            f"`grounded_captions` is of captioners, and '{model_dir}' holds a {SYSTEM_NOUNS[settings.system]}."
+        )
     if data_dir is not None:
         settings.dataset.data_dir = data_dir
     split = split or settings.dataset.eval_split
     if settings.system == "concept_detector":
         return evaluate_concepts(model_dir, settings, split, report)
     if settings.system in CAPTIONERS:
-        return evaluate_captioner(model_dir, settings, split, report)
+        return evaluate_captioner(model_dir, settings, split, report, grounded_captions)
     if settings.system == "mia_vqa":
         return evaluate_answerer(model_dir, settings, split, report, answers)
     rows = load_split(settings, split)

@@ -101,9 +101,10 @@ def test_locations_logits_weights_and_losses_are_those_of_the_equations(either):
         model = captioner(golden)
         outputs = model(**inputs, **captions(golden))
         golden.check("beta", outputs.region_prior)
+        log_beta = model.get_encoder()(**inputs).row_log_prior
         golden.check("relu/logits", outputs.logits)
         golden.check("relu/gamma", outputs.cross_attentions[0][:, 0])
-        golden.check("loss/gnd_per_caption", grounding_loss(outputs.region_prior, golden["sigma"]))
+        golden.check("loss/gnd_per_caption", grounding_loss(log_beta, golden["sigma"]))
         assert abs(outputs.caption_loss - golden["loss/ce_sum_per_caption"].mean()) < 10 * golden.tolerance
         assert abs(outputs.loss - golden["loss/total_default"][0]) < 10 * golden.tolerance
         by_alpha = captioner(golden, grounding_weights="alpha", ce_reduction="token_mean")(**inputs, **captions(golden))

@@ -48,7 +48,7 @@ def test_the_prior_is_that_of_a_loop_over_regions():
     prior = RegionPrior(SSAttentionConfig(num_object_classes=7))
     classes, places = torch.rand(2, 4, 7).softmax(dim=-1), torch.rand(2, 4, 5)
     mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]])
-    beta = prior(classes, places, mask)
+    beta = prior(classes, places, mask).exp()
     weights = {name: p.detach()[0].tolist() for name, p in prior.named_parameters()}
     for image, real in enumerate([3, 1]):
         scores = []
@@ -68,29 +68,47 @@ def test_beta_gamma_and_the_losses_by_hand():
     prior = model.decoder.prior
     for parameter, values in ((prior.semantic.weight, [[1.0]]), (prior.score.weight, [[log(3), 0.0]])):
         parameter.data = torch.tensor(values)
-    beta = prior(torch.tensor([[[0.0], [1.0]]]), torch.zeros(1, 2, 5), torch.ones(1, 2))
+    beta = prior(torch.tensor([[[0.0], [1.0]]]), torch.zeros(1, 2, 5), torch.ones(1, 2)).exp()
     torch.testing.assert_close(beta, torch.tensor([[0.25, 0.75]]))
     gamma = model.decoder.weigh(torch.tensor([[0.5, 0.5]]), beta)
     torch.testing.assert_close(gamma, torch.tensor([[0.625, 0.875]]))
     one, both, none = (torch.tensor([sigma]).float() for sigma in ([0, 1], [1, 1], [0, 0]))
     for sigma, expected in ((one, log(4 / 3)), (both, log(16 / 3)), (none, 0.0)):
-        torch.testing.assert_close(grounding_loss(beta, sigma), torch.tensor([expected]))
+        torch.testing.assert_close(grounding_loss(beta.log(), sigma), torch.tensor([expected]))
 
 
 def test_the_grounding_loss_of_p_regions_is_at_least_p_log_p():
     sigma = torch.tensor([[1.0, 1, 1, 0]])
-    best = grounding_loss(sigma / 3, sigma)
+    best = grounding_loss(torch.tensor([[0.0, 0, 0, -100]]).log_softmax(dim=-1), sigma)
     torch.testing.assert_close(best, torch.tensor([3 * log(3)]))
-    others = grounding_loss(torch.randn(100, 4, generator=torch.Generator().manual_seed(0)).softmax(dim=-1), sigma)
+    scores = torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
+    others = grounding_loss(scores.log_softmax(dim=-1), sigma)
     assert (others > best).all()
 
 
-def test_a_region_of_no_probability_costs_much_but_not_infinity():
-    beta = torch.tensor([[1.0, 0.0]], requires_grad=True)
-    loss = grounding_loss(beta, torch.tensor([[0.0, 1.0]]))
+def test_the_prior_learns_of_a_region_whose_beta_is_too_small_a_number():
+    prior = RegionPrior(SSAttentionConfig(num_object_classes=1))
+    for parameter, values in ((prior.semantic.weight, [[1.0]]), (prior.score.weight, [[1.0, 0.0]])):
+        parameter.data = torch.tensor(values)
+    classes = torch.tensor([[[110.0], [0.5]]], requires_grad=True)
+    log_beta = prior(classes, torch.zeros(1, 2, 5), torch.ones(1, 2))
+    assert log_beta.exp()[0, 1] == 0
+    loss = grounding_loss(log_beta, torch.tensor([[0.0, 1.0]]))
     loss.sum().backward()
-    assert 80 < loss.item() < 100
-    assert beta.grad.isfinite().all()
+    assert loss.item() == pytest.approx(109.5)
+    assert classes.grad.flatten().tolist() == [1.0, -1.0]
+
+
+def test_the_prior_is_as_exact_under_autocast_and_with_weights_of_half_precision():
+    torch.manual_seed(0)
+    prior = RegionPrior(SSAttentionConfig(num_object_classes=7))
+    for parameter in prior.parameters():
+        parameter.data = parameter.data.abs().bfloat16().float()
+    given = (torch.rand(2, 4, 7).softmax(dim=-1), 500 * torch.rand(2, 4, 5), torch.ones(2, 4))
+    expected = prior(*given)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(prior(*given), expected)
+    assert torch.equal(prior.bfloat16()(*given), expected)
 
 
 def test_locations_are_corners_and_share_of_the_image_in_both_orders_and_units():
@@ -170,10 +188,21 @@ def test_the_loss_is_the_sum_of_its_parts_by_their_weights():
 
 def test_captions_of_one_image_have_targets_of_their_own():
     model = without_dropout(NAME, 0).train()
-    index = torch.tensor([2, 0, 0])
+    index = torch.tensor([0, 0, 2])
     outputs = model(**inputs(), image_index=index, grounding_targets=SIGMA)
-    expected = grounding_loss(outputs.region_prior[index], SIGMA).mean()
+    expected = grounding_loss(outputs.region_prior[index].clamp(min=1e-30).log(), SIGMA).mean()
     torch.testing.assert_close(outputs.grounding_loss, expected)
+
+
+@torch.no_grad()
+def test_in_a_training_step_nothing_is_weighed_behind_a_captions_end():
+    training, evaluation = (
+        without_dropout(NAME, 0).train(each)(**inputs(), output_attentions=True).cross_attentions[0][:, 0]
+        for each in (True, False)
+    )
+    scored = LABELS != -100
+    torch.testing.assert_close(training[scored], evaluation[scored])
+    torch.testing.assert_close(training.sum(dim=-1), 1.5 * scored)
 
 
 def test_terms_without_weight_or_targets_are_left_out():
@@ -305,6 +334,9 @@ def test_the_papers_settings_are_the_defaults():
     [
         ({"prior_weight": -1}, "`prior_weight` must be 0 or more, got -1"),
         ({"grounding_loss_weight": -0.5}, "`grounding_loss_weight` must be 0 or more"),
+        ({"prior_weight": float("nan")}, "`prior_weight` must be 0 or more, got nan"),
+        ({"prior_weight": float("inf")}, "`prior_weight` must be 0 or more, got inf"),
+        ({"attention_loss_weight": 1.0, "mia_iterations": 2}, "`attention_loss_weight: 0` or `mia_iterations: 0`"),
         ({"num_object_classes": 0}, "`num_object_classes` must be 1 or more, got 0"),
         ({"decoder_type": "transformer"}, "attention is that of 'up_down', got `decoder_type` 'transformer'"),
         ({"backbone_config": {"model_type": "resnet"}}, "detected regions; leave `backbone_config` out"),
@@ -337,6 +369,17 @@ def test_generate_tells_the_prior_and_the_weights_that_words_are_grounded_by(bea
     torch.testing.assert_close(gamma, alpha + 0.5 * beta[:, None] * written)
 
 
+@torch.no_grad()
+def test_features_given_by_any_name_are_told_their_prior():
+    given = small_inputs(NAME)
+    features = given.pop("region_features")
+    options = {"max_new_tokens": 3, "return_dict_in_generate": True, "output_attentions": True}
+    model = small_captioner(NAME, 0)
+    expected = model.generate(region_features=features, **given, **options).region_prior
+    assert torch.equal(model.generate(inputs=features, **given, **options).region_prior, expected)
+    assert torch.equal(model.generate(features, **given, **options).region_prior, expected)
+
+
 def test_a_plain_up_down_tells_no_prior():
     found = small_captioner(NAME, 0, prior_weight=0).generate(
         **small_inputs(), max_new_tokens=3, return_dict_in_generate=True, output_attentions=True
@@ -352,7 +395,12 @@ def test_a_plain_up_down_tells_no_prior():
     [
         ({"boxes": None}, r"`boxes` must be \(3, 4, 4\) as `region_features`, got nothing"),
         ({"boxes": torch.zeros(3, 3, 4)}, r"`boxes` must be \(3, 4, 4\) .*, got shape \(3, 3, 4\)"),
-        ({"boxes": torch.full((3, 4, 4), 300.0)}, r"`boxes` must be in \[0, 1\].*, got 300.0; divide pixels"),
+        ({"boxes": torch.full((3, 4, 4), 300.0)}, r"`boxes` must be in \[0, 1\].*, got 300.0 to 300.0; divide pixels"),
+        ({"boxes": torch.full((3, 4, 4), -7.0)}, r"`boxes` must be in \[0, 1\].*, got -7.0 to -7.0"),
+        ({"boxes": torch.full((3, 4, 4), torch.nan)}, r"`boxes` must be in \[0, 1\].*, got nan to nan"),
+        ({"boxes": None}, "or train with `ss_spatial_input: visual`"),
+        ({"class_probs": None}, "Extract regions with a detector, .*, or train with `ss_semantic_input: visual`"),
+        ({"class_probs": torch.full((3, 4, 5), torch.nan)}, "`class_probs` must be probabilities, and some are not"),
         ({"class_probs": None}, r"`class_probs` must be \(3, 4, 5\) as `region_features`, got nothing"),
         ({"class_probs": torch.zeros(3, 5, 5)}, r"`class_probs` must be \(3, 4, 5\) .*, got shape \(3, 5, 5\)"),
         (
@@ -368,6 +416,12 @@ def test_inputs_that_are_missing_or_do_not_fit_say_what_was_expected(change, mes
     model = small_captioner(NAME, 0, attention_loss_weight=1.0)
     with pytest.raises(ValueError, match=message):
         model(**{**inputs(), **change})
+
+
+def test_a_word_of_several_tokens_costs_their_mean():
+    alpha = torch.tensor([[[0.5, 0.5], [0.25, 0.75], [0.5, 0.5]]])
+    targets = torch.tensor([[[0.5, 0.0], [0.5, 0.0], [1.0, 1.0]]])  # two tokens of one word, and a word
+    torch.testing.assert_close(attention_loss(alpha, targets), torch.tensor([(log(2) + log(4)) / 2 + log(2)]))
 
 
 def test_supervised_words_without_targets_cost_nothing():

@@ -75,6 +75,11 @@ def test_a_box_beside_a_region_touches_it_only_if_last_pixels_count():
         assert processor.match_phrases(make_regions(5), beside, (20, 200))[0].regions == regions
 
 
+def test_a_box_outside_all_regions_may_have_the_first():
+    processor = make_processor(ignore_unmatched_boxes=False)
+    assert processor.match_phrases(make_regions(5), [phrase(0, 1, 2, [150, 0, 160, 10])], (20, 200))[0].regions == (0,)
+
+
 def test_only_regions_that_the_model_is_given_can_be_picked():
     regions = make_regions(4, scores=np.array([0.1, 0.5, 0.2, 0.9]))  # the model reads 1 and 3
     matched = make_processor(max_regions=2).match_phrases(regions, [phrase(0, 0, 1, [30, 0, 40, 10])], (20, 200))
@@ -119,7 +124,17 @@ def test_all_pieces_of_a_phrases_last_word_have_its_targets():
     )
     (words,) = processor.words_of_tokens(["d abd"])
     assert words.count(1) > 1
-    assert batch["attention_targets"][0, :, 1].tolist() == [float(word == 1) for word in words]
+    # Together they count as one word.
+    assert batch["attention_targets"][0, :, 1].tolist() == [(word == 1) / words.count(1) for word in words]
+
+
+def test_targets_are_of_the_last_word_with_a_letter():
+    made = targets(
+        captions=[["a dog 8", "man", "a horse"], ["dog"]],
+        attention_targets=True,
+        phrases=[[MatchedPhrase(0, 0, 3, (1,))], []],
+    )["attention_targets"]
+    assert made.nonzero().tolist() == [[0, 1, 1]]
 
 
 @pytest.mark.parametrize(
@@ -133,6 +148,11 @@ def test_all_pieces_of_a_phrases_last_word_have_its_targets():
             "must belong to the images and captions; got {'captions': 2, 'phrases': 1, 'sentences': 2}",
         ),
         ({"sentences": [[0, 1], [0]]}, "must belong to the images and captions"),
+        ({"phrases": [[phrase(0, 0, 2)], []]}, "must be what `match_phrases` gives .*, got dict for image 0; call"),
+        (
+            {"phrases": [[], [MatchedPhrase(0, 0, 1, (2,))]]},
+            r"image 1 has the regions \(2,\), but the image has 1; match",
+        ),
     ],
 )
 def test_phrases_of_other_captions_are_refused(change, message):
@@ -172,10 +192,11 @@ def test_objects_in_words_of_a_prompt_have_no_box():
 
 
 def test_saved_and_loaded_it_makes_the_same_inputs(tmp_path):
-    processor = make_processor(object_words=OBJECTS, iou_plus_one=False, max_regions=2)
+    processor = make_processor(object_words=OBJECTS, iou_plus_one=False, ignore_unmatched_boxes=False, max_regions=2)
     processor.save_pretrained(tmp_path)
     loaded = SSAttentionProcessor.from_pretrained(tmp_path)
-    assert (loaded.object_words, loaded.iou_plus_one, loaded.max_regions) == (OBJECTS, False, 2)
+    assert (loaded.object_words, loaded.max_regions) == (OBJECTS, 2)
+    assert (loaded.iou_plus_one, loaded.ignore_unmatched_boxes) == (False, False)
     given = {"regions": with_classes(3), "captions": ["a dog"], "phrases": [[MatchedPhrase(0, 0, 2, (1,))]]}
     for name, value in processor(**given).items():
         assert torch.equal(loaded(**given)[name], value)

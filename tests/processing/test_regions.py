@@ -16,7 +16,6 @@ from hf_grounding.processing.regions import (
     cxcywh_to_xyxy,
     denormalize_boxes,
     grid_boxes,
-    location_vectors,
     nms,
     normalize_boxes,
     pad_regions,
@@ -217,7 +216,7 @@ def test_there_and_back_is_the_same():
     np.testing.assert_allclose(scale_boxes(scale_boxes(boxes, (40, 60), (7, 99)), (7, 99), (40, 60)), boxes)
 
 
-@pytest.mark.parametrize("convert", [normalize_boxes, denormalize_boxes, clip_boxes, cxcywh_to_xyxy, location_vectors])
+@pytest.mark.parametrize("convert", [normalize_boxes, denormalize_boxes, clip_boxes, cxcywh_to_xyxy])
 def test_a_batch_of_images_equals_its_images_one_at_a_time(convert):
     boxes, sizes = np.stack([random_boxes(3, seed) for seed in range(2)]), [(40, 60), (11, 7)]
     expected = np.stack([convert(*image) for image in zip(boxes, sizes, strict=True)])
@@ -284,26 +283,11 @@ def test_iou_by_hand():
             "`boxes_b` must be finite xyxy with x1 <= x2 and y1 <= y2; rows [1] are not, e.g. [0.0, 9.0, 1.0, 2.0].",
         ),
         (lambda: box_iou([[0, 0, math.nan, 1]], [[0, 0, 1, 1]]), "`boxes_a` must be finite xyxy"),
-        (
-            lambda: location_vectors([[0, 0, 1, 1]], (4, 4), order="xyxy"),
-            "`order` must be one of ['xxyys', 'xyxys'], got 'xyxy'.",
-        ),
     ],
 )
 def test_box_functions_say_what_is_wrong(call, message):
     with pytest.raises(ValueError, match="^" + re.escape(message)):
         call()
-
-
-def test_location_vectors_by_hand():
-    # height 40, width 60; the box is 15 x 20 = 300 of 2400 square pixels
-    boxes = [[30, 10, 45, 30]]
-    assert location_vectors(boxes, (40, 60)).tolist() == [[0.5, 0.75, 0.25, 0.75, 0.125]]
-    assert location_vectors(boxes, (40, 60), order="xyxys").tolist() == [[0.5, 0.25, 0.75, 0.75, 0.125]]
-    assert location_vectors(boxes, (40, 60), normalize=False).tolist() == [[30, 45, 10, 30, 0.125]]
-    assert location_vectors([0, 0, 60, 40], (40, 60), order="xyxys").tolist() == [0, 0, 1, 1, 1]
-    assert location_vectors(np.zeros((0, 4)), (40, 60)).shape == (0, 5)
-    assert location_vectors(boxes, (40, 60)).dtype == np.float32
 
 
 # Suppression and selection

@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from typer.testing import CliRunner
 
 from hf_grounding import SSAttentionCaptioner, SSAttentionProcessor
+from hf_grounding.cli import app
 from hf_grounding.metrics import caption_metrics
 from hf_grounding.training.caption_data import CaptionsPerImage, GroundedCaptioningCollator, load_images
 from hf_grounding.training.common import load_split
+from hf_grounding.training.object_words import reference_objects
 from hf_grounding.training.recipe import Recipe
 from hf_grounding.training.report import result_tables
 from hf_grounding.training.run import evaluate, train
@@ -79,6 +82,7 @@ def test_the_best_regions_ground_at_least_as_well_as_the_captioners(run: Path):
     objects = json.loads((run / "results.json").read_text())["objects"]
     assert objects["oracle"]["f1_all"] >= objects["f1_all"]
     assert objects["region_recall"] > 0.5
+    assert 0 < max(objects["prior"]["spatial_alive"], objects["prior"]["semantic_alive"]) <= 1
     assert 0 < objects["given_captions"]["attention_correctness"] < 1
 
 
@@ -90,14 +94,57 @@ def test_evaluation_repeats_the_scores_of_the_training(run: Path):
     assert titles == ["Captions, x 100", "Grounding of objects, %"]
 
 
-@pytest.mark.parametrize(
-    "settings", [{"prior_weight": 0}, {"ss_semantic_input": "visual"}, {"attention_loss_weight": 1}]
-)
-def test_the_baseline_and_the_ablations_are_overrides(recipe_file: Path, tmp_path: Path, settings):
-    overrides = {f"model.{name}": str(value) for name, value in settings.items()}
-    short = {"max_steps": "2", "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": "false"}
-    results = train(Recipe.load(recipe_file, overrides | short), tmp_path / "run")
-    assert 0 <= results["objects"]["f1_loc"] <= 1
+SHORT = {
+    "max_steps": "2",
+    "logging_steps": "1",
+    "eval_strategy": "no",
+    "save_strategy": "no",
+    "load_best_model_at_end": "false",
+}
+
+
+def _short_run(
+    recipe_file: Path, folder: Path, settings: dict[str, str]
+) -> tuple[SSAttentionCaptioner, dict[str, Any]]:
+    results = train(Recipe.load(recipe_file, SHORT | settings), folder)
+    return SSAttentionCaptioner.from_pretrained(folder), results
+
+
+def test_the_baseline_and_the_ablations_are_overrides(recipe_file: Path, tmp_path: Path):
+    model, results = _short_run(recipe_file, tmp_path / "plain", {"prior_weight": "0"})
+    assert model.decoder.prior is None
+    assert "prior" not in results["objects"]
+    settings = {"ss_semantic_input": "visual", "iou_plus_one": "false", "ignore_unmatched_boxes": "false"}
+    model, results = _short_run(recipe_file, tmp_path / "places", settings)
+    assert model.decoder.prior.semantic.in_features == model.config.feature_dim
+    processor = SSAttentionProcessor.from_pretrained(tmp_path / "places")
+    assert (processor.iou_plus_one, processor.ignore_unmatched_boxes) == (False, False)
+
+
+def test_the_parts_of_the_loss_are_logged_beside_their_sum(recipe_file: Path, tmp_path: Path):
+    weights = {"grounding_loss_weight": "2", "attention_loss_weight": "3"}
+    _, results = _short_run(recipe_file, tmp_path / "run", weights)
+    steps = [entry for entry in results["curve"] if "loss" in entry]
+    assert len(steps) == 2
+    for entry in steps:
+        parts = entry["caption_loss"] + 2 * entry["grounding_loss"] + 3 * entry["attention_loss"]
+        assert entry["attention_loss"] > 0
+        assert entry["loss"] == pytest.approx(parts, rel=1e-4)
+
+
+def test_the_file_of_grounded_captions_is_scored_as_it_is(run: Path, recipe_file: Path, tmp_path: Path):
+    results = evaluate(run, grounded_captions=tmp_path / "written.json")
+    rows = load_split(Recipe.load(recipe_file), "val")
+    classes = sorted(set(SSAttentionProcessor.from_pretrained(run).object_words.values()))
+    references = {row["image_id"]: reference_objects(row, classes) for row in rows}
+    (tmp_path / "references.json").write_text(json.dumps(references))
+    files = [str(tmp_path / "written.json"), "--annotations", str(tmp_path / "references.json")]
+    answer = CliRunner().invoke(app, ["evaluate", *files, "--json"])
+    assert answer.exit_code == 0, answer.output
+    scores = json.loads(answer.stdout)
+    assert results["objects"]["f1_all"] > 0
+    for name in ("f1_all", "f1_loc", "num_classes"):
+        assert scores[name] == pytest.approx(results["objects"][name])
 
 
 @pytest.mark.parametrize(
@@ -116,6 +163,21 @@ def test_a_recipe_that_cannot_work_is_refused(change, message):
         Recipe.from_dict({**RECIPE, **change})
 
 
-def test_a_list_of_classes_that_is_not_there_is_refused(recipe_file: Path, tmp_path: Path):
-    with pytest.raises(FileNotFoundError):
-        train(Recipe.load(recipe_file, {"object_classes": str(tmp_path / "none.txt")}), tmp_path / "run")
+def test_a_list_of_classes_that_is_not_there_is_refused_before_the_data_are_read(tmp_path: Path):
+    recipe = Recipe.from_dict({**RECIPE, "captions": {"object_classes": str(tmp_path / "none.txt")}})
+    recipe.dataset.name = "nothing"
+    with pytest.raises(FileNotFoundError, match=r"No list of object classes .*none.txt.*a name on each line"):
+        train(recipe, tmp_path / "run")
+
+
+def test_a_list_of_classes_that_no_caption_uses_is_refused(recipe_file: Path, tmp_path: Path):
+    (tmp_path / "classes.txt").write_text("zebra\n")
+    with pytest.raises(ValueError, match=r"None of the 1 object classes .* such as 'zebra', is a word of the training"):
+        train(Recipe.load(recipe_file, {"object_classes": str(tmp_path / "classes.txt")}), tmp_path / "run")
+
+
+def test_another_number_of_classes_than_the_regions_have_is_refused(recipe_file: Path, tmp_path: Path):
+    with pytest.raises(
+        ValueError, match=r"have 8 classes, and `num_object_classes` is 1601; set `--num_object_classes 8`"
+    ):
+        train(Recipe.load(recipe_file, {"num_object_classes": "1601"}), tmp_path / "run")
