@@ -92,11 +92,6 @@ class SSAttentionConfig(MIAConfig):
                 raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)}.")
         if self.num_object_classes < 1:
             raise ValueError(f"`num_object_classes` must be 1 or more, got {self.num_object_classes}.")
-        if self.attention_loss_weight and self.mia_iterations:
-            raise ValueError(
-                "`attention_loss_weight` supervises the weights of single regions, and behind Mutual Iterative "
-                "Attention each row is gathered from many; set `attention_loss_weight: 0` or `mia_iterations: 0`."
-            )
 
     def validate_decoder(self):
         if self.decoder_type != "up_down":

@@ -41,8 +41,7 @@ class SSAttentionOutput(MIACaptioningOutput):
         caption_loss (scalar): L_ce.
         grounding_loss (scalar): L_gnd, before its weight. Only with `grounding_targets`.
         attention_loss (scalar): Of alpha at object words, before its weight. Only with `attention_targets`.
-        region_prior (`(B, num_regions)`): beta, sums to 1 for each image, 0 on padding. Behind Mutual Iterative
-            Attention too it is that of each region by itself, not traced to what the rows were gathered from.
+        region_prior (`(B, num_regions)`): beta, sums to 1 for each image, 0 on padding.
     """
 
     caption_loss: torch.FloatTensor | None = None
@@ -66,6 +65,19 @@ def location_vectors(boxes: torch.Tensor, image_sizes: torch.Tensor | None, orde
     return torch.cat([corners, share], dim=-1)
 
 
+class PriorLayer(nn.Linear):
+    """A layer of the prior; its first weights are torch's without their signs.
+
+    The paper does not say how it begins. With torch's own weights the ReLU of a whole branch is 0 for all regions in
+    one of seven beginnings, and then for good, and where W_b is negative, what a branch finds counts against a region.
+    """
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        with torch.no_grad():
+            self.weight.abs_()
+
+
 class RegionPrior(nn.Module):
     r"""`b_i = W_b ReLU([W_c c_i; W_p p_i])`, `beta = softmax_i(b)`: how much captions speak of each region, by its
     class and its place alone. W_c, W_p and what they give are one number each (section 3.2).
@@ -81,9 +93,9 @@ class RegionPrior(nn.Module):
         super().__init__()
         semantic_size = config.num_object_classes if config.ss_semantic_input == "classes" else config.feature_dim
         spatial_size = 5 if config.ss_spatial_input == "boxes" else config.feature_dim
-        self.semantic = nn.Linear(semantic_size, 1, bias=config.ss_bias)  # W_c
-        self.spatial = nn.Linear(spatial_size, 1, bias=config.ss_bias)  # W_p
-        self.score = nn.Linear(2, 1, bias=config.ss_bias)  # W_b
+        self.semantic = PriorLayer(semantic_size, 1, bias=config.ss_bias)  # W_c
+        self.spatial = PriorLayer(spatial_size, 1, bias=config.ss_bias)  # W_p
+        self.score = PriorLayer(2, 1, bias=config.ss_bias)  # W_b
 
     def forward(self, semantic: torch.Tensor, spatial: torch.Tensor, region_mask: torch.Tensor) -> torch.Tensor:
         with maybe_autocast(semantic.device.type, enabled=False):
@@ -151,8 +163,7 @@ class SSAttentionCaptioner(MIAForCaptioning):
         r"""Writes captions, see [`MIAForCaptioning.generate`]; `region_attentions` are those of
         `config.grounding_weights`, so that those of "gamma" sum to 1 + lambda.
 
-        An output with `output_attentions=True` also has the `region_prior` beta of each image. Behind Mutual Iterative
-        Attention `region_attentions` are traced back to the original regions, and `region_prior` is not.
+        An output with `output_attentions=True` also has the `region_prior` beta of each image.
         """
         outputs = super().generate(*args, **kwargs)
         features = args[0] if args else kwargs.get("inputs")
