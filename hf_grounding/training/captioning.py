@@ -200,13 +200,10 @@ class CaptioningTrainer(Trainer):
         if self.optimizer is not None:
             return self.optimizer
         optimizer = super().create_optimizer(model)
-        module = self.model.model.mia
-        for rate, parameters in (
-            (self.args.backbone_learning_rate, self.backbone_parameters),
-            (self.args.mia_learning_rate, set() if module is None else set(module.parameters())),
-        ):
-            if rate is not None:
-                set_learning_rate(optimizer, parameters, rate)
+        if self.args.backbone_learning_rate is not None:
+            set_learning_rate(optimizer, self.backbone_parameters, self.args.backbone_learning_rate)
+        if self.args.mia_learning_rate is not None and self.model.model.mia is not None:
+            set_learning_rate(optimizer, set(self.model.model.mia.parameters()), self.args.mia_learning_rate)
         if self.args.max_grad_value is not None:
             clipped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             limit = self.args.max_grad_value

@@ -133,9 +133,8 @@ class VQATrainer(Trainer):
         if self.optimizer is not None:
             return self.optimizer
         optimizer = super().create_optimizer(model)
-        module = self.model.model.mia
-        if self.args.mia_learning_rate is not None and module is not None:
-            set_learning_rate(optimizer, set(module.parameters()), self.args.mia_learning_rate)
+        if self.args.mia_learning_rate is not None and self.model.model.mia is not None:
+            set_learning_rate(optimizer, set(self.model.model.mia.parameters()), self.args.mia_learning_rate)
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
