@@ -45,7 +45,7 @@ class ImageInputs:
         regions (*optional*): Of each image, such as a [`RegionStore`]; `None` for a model that reads photos.
         concepts (*optional*): Ranked words of each image.
         photos (*optional*): Of each image, in place of regions.
-        withheld (`bool`): Give for every image one region of zeros, the whole image, or a black photo, and no concepts.
+        withheld (`bool`): Give for every image one region of ones, the whole image, or a black photo, and no concepts.
     """
 
     def __init__(
@@ -103,7 +103,8 @@ def _withheld(value: Any) -> Any:
     if value.region_features is None:
         return value  # the processor says what is missing
     height, width = value.image_size
-    nothing = np.zeros((1, value.region_features.shape[1]), dtype=np.float32)
+    # Not zeros, by which a model that multiplies image and question could not learn from questions either.
+    nothing = np.ones((1, value.region_features.shape[1]), dtype=np.float32)
     probs = value.class_probs
     any_class = None if probs is None else np.full((1, probs.shape[1]), 1 / probs.shape[1], dtype=np.float32)
     whole = np.array([[0, 0, width, height]])
