@@ -437,7 +437,9 @@ class GroundedVQAPipeline(_RegionPipeline):
 
         >>> from transformers import pipeline
         >>> import hf_grounding
-        >>> ask = pipeline("grounded-vqa", model="runs/vqa_ban_daquar")
+        >>> detector, backbone = "weights/yolox_nano_coco", "weights/mobilenet_v2_1.0_224_imagenet"
+        >>> sources = {"detector": detector, "backbone": backbone, "concept_detector": "runs/concepts_flickr8k"}
+        >>> ask = pipeline("grounded-vqa", model="runs/vqa_ban_daquar", **sources)
         >>> answer = ask("photo.jpg", "How many chairs are there?")
         >>> answer.answers, answer.groundings[0].box
 

@@ -235,6 +235,15 @@ def test_what_an_answerer_can_reach_is_stated():
     assert answers["distinct"] == 2
 
 
+def test_what_can_be_reached_counts_known_answers_that_the_accuracy_takes_for_the_same():
+    # "Two" is "2" once people differ: 5 of 10 agree with either known answer, which is full accuracy.
+    differ, agree = question(["Two"] * 5 + ["three"] * 5), question(["Two"] * 10)
+    assert measure_answers(["2"], [differ], ["2", "3"])["answers"]["reachable"] == 1
+    # Where all agree it must be their text: "2" is not "Two".
+    assert measure_answers(["2"], [agree], ["2", "3"])["answers"]["reachable"] == 0
+    assert measure_answers(["2"], [agree], ["2", "Two"])["answers"]["reachable"] == 1
+
+
 # A whole run
 
 
@@ -309,6 +318,12 @@ def test_answers_are_written_as_the_official_evaluator_reads_them(tmp_path: Path
     (tmp_path / "annotations.json").write_text(json.dumps({"annotations": entries}))
     files = (tmp_path / name for name in ("answers.json", "questions.json", "annotations.json"))
     assert read_vqa_results(*files).predictions == ["2", "mesh"]
+
+
+@pytest.mark.parametrize("question_id", ["007", "9" * 5000, "\u0663"], ids=["zeros", "long", "arabic"])
+def test_ids_that_would_change_as_numbers_stay_text(tmp_path: Path, question_id: str):
+    write_answers(tmp_path / "answers.json", [question(["2"], question_id)], ["2"])
+    assert json.loads((tmp_path / "answers.json").read_text()) == [{"question_id": question_id, "answer": "2"}]
 
 
 # Photos with stored regions
