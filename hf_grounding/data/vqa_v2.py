@@ -8,6 +8,9 @@ Two kinds of names of the files give the same rows; each file may be gzipped (".
 
 A row is an image, with all of the split's questions about it. Its `image_id` is COCO's number as text, "458752", and
 the ids of questions are text too. The files do not say how large a photo is: rows have no `width` and `height`.
+
+The main answer of an annotation, `multiple_choice_answer`, stands first among the answers: of several that equally many
+people gave it is the one that counts for vocabularies of answers. Accuracy and soft scores do not ask for their order.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ __all__ = ["VqaV2", "VqaV2Config"]
 
 _KEYS = (
     *("questions", "question_id", "image_id", "question"),
-    *("annotations", "question_type", "answer_type", "answers", "answer"),
+    *("annotations", "question_type", "answer_type", "multiple_choice_answer", "answers", "answer"),
 )
 
 
@@ -55,6 +58,7 @@ _SUBSET = {
     "train": _Source("vqa_questions_train", "vqa_annotations_train", "train2014"),
     "val": _Source("vqa_questions_valid", "vqa_annotations_valid", "train2014"),
 }
+_ID_DIGITS = 12  # in the names of photos
 PHOTO_DIRS = ("train2014", "val2014", "test2015")
 
 
@@ -124,10 +128,13 @@ class VqaV2(SourceFilesBuilder):
             )
 
     def _find_photo(self, image_id: str, photo_dir: str, where: str) -> Path | None:
-        if not image_id.isdecimal():  # one with folders in it would read outside the data folder
-            raise AnnotationError(f"{where}: the image's id must be COCO's number of it.")
+        # One with folders in it would read outside the data folder.
+        if not image_id.isdecimal() or len(image_id) > _ID_DIGITS:
+            raise AnnotationError(
+                f"{where}: the image's id must be COCO's number of it, of at most {_ID_DIGITS} digits."
+            )
         folder = _photo_root(self.config) / photo_dir
-        photo = folder / f"COCO_{photo_dir}_{int(image_id):012d}.jpg"
+        photo = folder / f"COCO_{photo_dir}_{int(image_id):0{_ID_DIGITS}d}.jpg"
         if photo.is_file():
             return photo
         if self.config.image_dir is None and not folder.is_dir():
@@ -161,8 +168,8 @@ def questions_by_image(questions: str | Path, annotations: str | Path | None) ->
         if annotation_file is not None:
             said = _annotation(annotation_file, annotated[question_id], what, image_id)
         text = " ".join(question_file.value(entry, what, str, "question").split())
-        if not text:
-            raise AnnotationError(f"In {question_file}, {what} has no words.")
+        if not text.strip(" ,?"):  # marks that tokenizers of questions drop
+            raise AnnotationError(f"In {question_file}, {what} has no words: {text!r}.")
         by_image.setdefault(image_id, []).append({"question_id": question_id, "question": text, **said})
     return by_image
 
@@ -177,8 +184,10 @@ def _annotation(file: JsonFile, entry: dict, what: str, image_id: str) -> dict[s
     answers = file.value(entry, what, list, "answers")
     if not answers:
         raise AnnotationError(f"In {file}, {what} has no answers.")
+    given = [file.value(answer, f"an answer of {what}", str, "answer") for answer in answers]
+    main = file.value(entry, what, str, "multiple_choice_answer")
     return {
-        "answers": [file.value(answer, f"an answer of {what}", str, "answer") for answer in answers],
+        "answers": sorted(given, key=lambda answer: answer != main),  # the others stay in their order
         "answer_type": file.value(entry, what, str, "answer_type"),
         "question_type": file.value(entry, what, str, "question_type"),
     }

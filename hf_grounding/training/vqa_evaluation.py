@@ -5,13 +5,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 from datasets import Dataset
 from transformers import BatchFeature
 
-from ..metrics.vqa_accuracy import vqa_accuracy
+from ..metrics.vqa_accuracy import normalize_answer, vqa_accuracy
 from ..modeling.modeling_mia_vqa import MIAForVQA
 from ..processing.grounding import GroundedAnswer
 from ..processing.processing_mia_vqa import MIAVQAProcessor
@@ -22,6 +23,7 @@ from .recipe import Recipe
 from .report import build_answer_report, evenly_spaced
 from .vqa_data import Question, VQACollator
 
+_MAX_DIGITS = 15  # of a number that every reader of JSON keeps as it is
 NUM_EXAMPLES = 12  # pictures in the report
 
 
@@ -85,17 +87,25 @@ def measure_answers(
         `dict`: "answers", as of [`score_answers`], with "distinct", how many different answers were given, and
         "reachable", the accuracy of always choosing the best of `known_answers`; "baselines", name -> the same scores.
     """
-    known = set(known_answers)
-    best = [
-        next((answer for answer, _ in Counter(question.peoples_answers).most_common() if answer in known), "")
-        for question in questions
-    ]
-    variety = {
-        "distinct": len(set(answers)),
-        "reachable": score_answers(best, questions)["vqa_accuracy"],
-    }
+    variety = {"distinct": len(set(answers)), "reachable": _reachable(questions, known_answers)}
     baselines = {} if training is None else measure_baselines(questions, training)
     return {"answers": score_answers(answers, questions) | variety, "baselines": baselines}
+
+
+def _reachable(questions: Sequence[Question], known_answers: Sequence[str]) -> float:
+    """The best accuracy of answers that are all known."""
+    # Only answers of one normalised form can match: the texts themselves are compared where people agree, forms else.
+    known: dict[str, list[str]] = {}
+    for answer in known_answers:
+        known.setdefault(normalize_answer(answer), []).append(answer)
+    best = []
+    for question in questions:
+        people = question.peoples_answers
+        forms = {normalize_answer(answer) for answer in set(people)}
+        tried = [answer for form in forms for answer in known.get(form, [])]
+        scores = vqa_accuracy(tried, [people] * len(tried))["per_question"] if tried else []
+        best.append(max(scores, default=0.0))
+    return fmean(best)
 
 
 def measure_baselines(questions: Sequence[Question], training: Sequence[Question]) -> dict[str, dict[str, Any]]:
@@ -129,7 +139,9 @@ def write_answers(path: Path, questions: Sequence[Question], answers: Sequence[s
 
 
 def _number(question_id: str) -> int | str:
-    return int(question_id) if question_id.isdecimal() else question_id
+    """As VQA's files have it, where no digit of the id is lost by that."""
+    is_number = question_id.isascii() and question_id.isdecimal() and len(question_id) <= _MAX_DIGITS
+    return int(question_id) if is_number and (question_id == "0" or question_id[0] != "0") else question_id
 
 
 def run_facts(split: str, rows: Dataset, questions: Sequence[Question], images: ImageInputs) -> dict[str, Any]:

@@ -19,13 +19,13 @@ def questions(*triples):
     return {"info": {}, "questions": [dict(zip(keys, triple, strict=True)) for triple in triples]}
 
 
-def annotation(question_id, image_id, answers, answer_type="other", question_type="what is"):
+def annotation(question_id, image_id, answers, answer_type="other", question_type="what is", main=None):
     return {
         "question_id": question_id,
         "image_id": image_id,
         "question_type": question_type,
         "answer_type": answer_type,
-        "multiple_choice_answer": answers[0],
+        "multiple_choice_answer": main or answers[0],
         "answers": [{"answer": each, "answer_id": i, "answer_confidence": "yes"} for i, each in enumerate(answers)],
     }
 
@@ -65,7 +65,7 @@ def test_a_row_is_an_image_with_its_questions_and_ten_answers_each(folder):
     assert rows["image"][:] == [None, None]
     first, second = rows["questions"]
     assert [each["question"] for each in first] == ["What is this?", "Is it?"]
-    assert first[0]["answers"] == ["net", "mesh", "net"]
+    assert first[0]["answers"] == ["net", "net", "mesh"]
     assert second == [
         {
             "question_id": "9",
@@ -75,6 +75,14 @@ def test_a_row_is_an_image_with_its_questions_and_ten_answers_each(folder):
             "question_type": "how many",
         }
     ]
+
+
+def test_of_equally_common_answers_the_annotations_main_one_counts(folder):
+    said = annotation(9, 262148, ["red", "blue"] * 5, main="blue")
+    write(folder / ANNOTATIONS.format("train2014"), {"annotations": [said, SAID[0], SAID[2]]})
+    (question,) = load(folder, split="train")["questions"][1]
+    assert question["answers"] == ["blue"] * 5 + ["red"] * 5
+    assert majority_answer(question["answers"]) == "blue"
 
 
 def test_questions_of_test_splits_have_no_answers(folder):
@@ -101,6 +109,10 @@ def test_photos_are_found_where_their_folder_is_there(folder, tmp_path):
     PILImage.new("RGB", (4, 6)).save(root / "train2014" / "COCO_train2014_000000262148.jpg")
     with pytest.raises(AnnotationError, match=r"image '2': its photo '.*test2015"):
         load(folder, image_dir=str(root))
+    write(folder / QUESTIONS.format("test2015"), questions((1, 10**12, "Who?")))
+    with pytest.raises(AnnotationError, match="the image's id must be COCO's number of it, of at most 12 digits"):
+        load(folder, image_dir=str(root))
+    write(folder / QUESTIONS.format("test2015"), questions((1, 2, "Who?")))
     (root / "train2014").rename(folder / "train2014")  # now beside the questions: no `image_dir`, and test has none
     found = load(folder)
     assert [image.size for image in found["train"]["image"]] == [(8, 6), (4, 6)]
@@ -115,6 +127,10 @@ def test_photos_are_found_where_their_folder_is_there(folder, tmp_path):
         ([{**SAID[0], "image_id": 9}, *SAID[1:]], r"question '458752000' is about image '9', .* about image '458752'"),
         ([{**SAID[0], "answers": []}, *SAID[1:]], r"question '458752000' has no answers"),
         ([{**SAID[0], "answers": ["net"]}, *SAID[1:]], r"an answer of question '458752000' must be an object"),
+        (
+            [{**SAID[0], "multiple_choice_answer": 1}, *SAID[1:]],
+            r"`multiple_choice_answer` of question '458752000' must",
+        ),
         ([{**SAID[0], "answer_type": 3}, *SAID[1:]], r"`answer_type` of question '458752000' must be text, got 3"),
     ],
 )
@@ -131,7 +147,8 @@ def test_annotations_that_do_not_fit_are_refused(folder, said, message):
         (gzip.compress(json.dumps(ASKED).encode())[:-9], r"questions.json' cannot be read \("),
         (b"", r"questions.json' is empty"),
         (b'{"questions": []}', r"has no entries of `questions`"),
-        (json.dumps(questions((458752000, 458752, " "))).encode(), r"question '458752000' has no words"),
+        (json.dumps(questions((458752000, 458752, " "))).encode(), r"question '458752000' has no words: ''"),
+        (json.dumps(questions((458752000, 458752, "? ,"))).encode(), r"question '458752000' has no words: '\? ,'"),
         (json.dumps(questions((458752000, "../458752", "What?"))).encode(), r"is about image '458752', and .* '../458"),
     ],
 )
