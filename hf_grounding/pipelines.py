@@ -29,7 +29,7 @@ from .processing.extraction import GridExtractor, RegionExtractor, load_extracto
 from .processing.grounding import GroundedAnswer, GroundedCaption, Grounding
 from .processing.paths import below_data_root
 from .processing.photos import load_photo
-from .processing.processing_mia_vqa import LOCATION_SIZE
+from .processing.processing_mia_vqa import LOCATION_SIZE, check_top_k
 from .processing.regions import Regions, check_grid_fits
 from .processing.words import parse_brackets
 
@@ -241,6 +241,18 @@ class _RegionPipeline(_PhotoPipeline):
         regions = self._checked(self._regions_of(photos)) if self.reads_regions else None
         return regions, self._concepts_of(photos) if self.reads_concepts else None
 
+    @staticmethod
+    def _rows(**columns: Any) -> list[dict[str, Any]]:
+        """One dictionary for each photo, of lists with what belongs to each, or `None` for what is not given."""
+        given = {name: values for name, values in columns.items() if values is not None}
+        for name, values in given.items():
+            if isinstance(values, str) or not isinstance(values, Sequence):
+                raise ValueError(f"`{name}` must be a list, with one entry for each photo, got {values!r}.")
+        if len({len(values) for values in given.values()}) > 1:
+            counts = ", ".join(f"{len(values)} of `{name}`" for name, values in given.items())
+            raise ValueError(f"All must be given for the same photos, got {counts}.")
+        return [dict(zip(given, row, strict=True)) for row in zip(*given.values(), strict=True)]
+
     @cached_property
     def _extractor(self) -> RegionExtractor | GridExtractor:
         settings = {name: value for name, value in self.extraction.items() if name != "concept_detector"}
@@ -353,13 +365,8 @@ class GroundedCaptioningPipeline(_RegionPipeline):
             return super().__call__(image, **kwargs)
         if not isinstance(image, list | tuple):
             return super().__call__({"image": image, "regions": regions, "concepts": concepts}, **kwargs)
-        columns = {"image": image, "regions": regions, "concepts": concepts}
-        columns = {name: values for name, values in columns.items() if values is not None}
-        if len({len(values) for values in columns.values()}) > 1:
-            counts = ", ".join(f"{len(values)} of `{name}`" for name, values in columns.items())
-            raise ValueError(f"All must be given for the same photos, got {counts}.")
-        rows = zip(*columns.values(), strict=True)
-        return super().__call__([dict(zip(columns, row, strict=True)) for row in rows], **kwargs)
+        rows = self._rows(image=image, regions=regions, concepts=concepts)
+        return super().__call__(rows, **kwargs) if rows else []
 
     @torch.no_grad()
     def accumulated_attentions(
@@ -454,6 +461,21 @@ class GroundedVQAPipeline(_RegionPipeline):
 
     method, purpose = "post_process_answers", "question answering"
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        config, processor = self.model.config, self.processor
+        pairs = {
+            "words of questions": (len(processor.tokenizer), config.vocab_size),
+            "answers": (len(processor.answers), config.num_labels),
+        }
+        if self.reads_concepts:
+            pairs["concepts"] = (max(1, len(processor.concepts)), config.concept_vocab_size)
+        for name, (own, models) in pairs.items():
+            if own != models:
+                raise ValueError(
+                    f"The processor has {own} {name} and the model {models}; give the processor that was saved with it."
+                )
+
     @property
     def reads_concepts(self) -> bool:
         return self.model.config.mia_iterations > 0
@@ -486,30 +508,35 @@ class GroundedVQAPipeline(_RegionPipeline):
 
         Raises:
             FileNotFoundError: If there is no such photo.
-            ValueError: If a photo cannot be read, a question has no words, regions or concepts are not given and it is
-                not known how to make them, or lists differ in length.
+            ValueError: If a photo cannot be read, a question is no text or has no words, regions or concepts are not
+                given and it is not known how to make them, lists differ in length, or `top_k` is below 1.
         """
-        if question is None:
-            return super().__call__(image, **kwargs)
         several = isinstance(image, list | tuple)
-        given = {"image": image, "regions": regions, "concepts": concepts}
-        if not several and isinstance(question, str):
-            return super().__call__({**given, "question": question}, **kwargs)
-        count = len(image) if several else len(question)
-        columns: dict[str, list[Any]] = {
-            "question": [question] * count if isinstance(question, str) else list(question)
-        }
-        for name, values in given.items():
-            columns[name] = list(values) if several and values is not None else [values] * count
-        if len({len(values) for values in columns.values()}) > 1:
-            counts = ", ".join(f"{len(values)} of `{name}`" for name, values in columns.items())
-            raise ValueError(f"All must be given for the same photos, got {counts}.")
-        rows = zip(*columns.values(), strict=True)
-        return super().__call__([dict(zip(columns, row, strict=True)) for row in rows], **kwargs)
+        if question is None:
+            return [] if several and not image else super().__call__(image, **kwargs)
+        if not isinstance(question, str | list | tuple):
+            raise ValueError(f"`question` must be text, or a list of texts, got {question!r}.")
+        given = {"regions": regions, "concepts": concepts}
+        if not several:
+            if not isinstance(regions, Regions | None):
+                raise ValueError(
+                    f"`regions` of one photo must be one `Regions`, whatever is asked, got {type(regions).__name__}. "
+                    "For regions of each question's own, give the photo as often, in a list."
+                )
+            if isinstance(question, str):
+                return super().__call__({"image": image, "question": question, **given}, **kwargs)
+            image = [image] * len(question)
+            given = {name: None if values is None else [values] * len(question) for name, values in given.items()}
+        rows = self._rows(
+            image=image, question=[question] * len(image) if isinstance(question, str) else question, **given
+        )
+        return super().__call__(rows, **kwargs) if rows else []
 
     def _sanitize_parameters(
         self, top_k: int | None = None, timeout: float | None = None
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        if top_k is not None:
+            check_top_k(top_k)  # before a photo is read
         preprocess = {} if timeout is None else {"timeout": timeout}
         return preprocess, {} if top_k is None else {"top_k": top_k}, {}
 
@@ -518,6 +545,8 @@ class GroundedVQAPipeline(_RegionPipeline):
             raise ValueError(
                 'Give a photo and a question: `pipe(photo, "How many?")`, or {"image": photo, "question": ...}.'
             )
+        if not isinstance(inputs["question"], str):
+            raise ValueError(f"A question must be text, got {inputs['question']!r}.")
         return {"photo": load_photo(inputs["image"], timeout)} | {
             name: inputs.get(name) for name in ("question", "regions", "concepts")
         }

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from transformers import pipeline
 
-from hf_grounding import GroundedAnswer
+from hf_grounding import GroundedAnswer, MIAForVQA, MIAVQAConfig
 from hf_grounding.pipelines import GroundedVQAPipeline
 from tests.tiny_answerer import ANSWERS, QUESTIONS, save_answerer
 from tests.tiny_captioner import save_captioner, save_sources
@@ -59,10 +59,43 @@ def test_photos_and_questions_may_be_lists_of_one_length_or_one(pipe):
             assert_equal(actual, expected)
     assert_equal(pipe(noise(0), QUESTIONS)[0], first)
     assert_equal(pipe([noise(0), noise(1)], QUESTIONS[0])[0], first)
-    with pytest.raises(ValueError, match="All must be given for the same photos, got 3 of `question`, 2 of `image`"):
+    with pytest.raises(ValueError, match="All must be given for the same photos, got 2 of `image`, 3 of `question`"):
         pipe([noise(0), noise(1)], [*QUESTIONS, "what ?"])
     with pytest.raises(ValueError, match="Give a photo and a question"):
         pipe(noise())
+
+
+def test_without_photos_or_questions_there_are_no_answers(pipe):
+    assert pipe([]) == pipe([], QUESTIONS[0]) == pipe([], []) == pipe(noise(), []) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"top_k": 0}, "`top_k` must be a whole number, 1 or more, got 0"),
+        ({"top_k": "2"}, "`top_k` must be a whole number, 1 or more, got '2'"),
+        ({"question": 7}, "`question` must be text, or a list of texts, got 7"),
+        ({"question": ["what ?", None]}, "A question must be text, got None"),
+        ({"regions": [None, None]}, "`regions` of one photo must be one `Regions`, whatever is asked, got list"),
+        (
+            {"image": [noise()], "concepts": "dog"},
+            "`concepts` must be a list, with one entry for each photo, got 'dog'",
+        ),
+    ],
+)
+def test_bad_input_is_named(pipe, given, message):
+    with pytest.raises(ValueError, match=message):
+        pipe(**{"image": noise(), "question": QUESTIONS, **given})
+
+
+def test_a_processor_of_another_model_is_refused(pipe):
+    for name, message in (("answers", "5 answers and the model 4"), ("concepts", "4 concepts and the model 3")):
+        other = {"num_labels": 4} if name == "answers" else {"concept_vocab_size": 3}
+        config = MIAVQAConfig(
+            **{**pipe.model.config.to_dict(), "id2label": None, "label2id": None, "num_labels": 5, **other}
+        )
+        with pytest.raises(ValueError, match=f"The processor has {message}; give the processor that was saved with it"):
+            GroundedVQAPipeline(MIAForVQA(config), processor=pipe.processor)
 
 
 def test_regions_that_are_there_already_are_not_made_again(pipe, tmp_path):

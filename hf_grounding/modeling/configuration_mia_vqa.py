@@ -3,6 +3,7 @@
 Defaults are those of the two answer heads' public codes, and of the paper for the module in front of them.
 """
 
+from collections import Counter
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
@@ -17,7 +18,7 @@ class MIAVQAConfig(MIAModuleConfig):
     r"""Settings of [`MIAForVQA`], which takes those of [`MIAModuleConfig`] as well.
 
     With `mia_iterations` 0 there are neither the module nor concepts, and regions reach the answer head as they are.
-    Answers are `id2label`, of which there are `num_labels`.
+    Answers are `id2label`, or `label2id` in its place; there are `num_labels` of them, no two alike.
 
     Args:
         answer_head (`str`): "up_down", one attention over regions, or "ban", bilinear attention over pairs of a
@@ -47,6 +48,8 @@ class MIAVQAConfig(MIAModuleConfig):
     model_type = "mia_vqa"
     keys_to_ignore_at_inference = ["region_attentions", "word_region_attentions", "mia_attentions"]
 
+    id2label: dict[int, str] | dict[str, str] | None = None
+    label2id: dict[str, int] | dict[str, str] | None = None
     answer_head: Literal["up_down", "ban"] = "up_down"
     attention_type: Literal["product", "concat"] = "product"
     vocab_size: int = 20000
@@ -75,8 +78,13 @@ class MIAVQAConfig(MIAModuleConfig):
             self.question_hidden_size = _QUESTION_WIDTHS.get(self.answer_head)
         if self.classifier_hidden_size is None and self.question_hidden_size is not None:
             self.classifier_hidden_size = 2 * self.question_hidden_size
+        given = self.label2id
+        if self.id2label is None and given is not None:
+            self.id2label = {int(index): answer for answer, index in given.items()}
         super().__post_init__(**kwargs)
         self.label2id = {answer: index for index, answer in (self.id2label or {}).items()}
+        if given is not None and {answer: int(index) for answer, index in given.items()} != self.label2id:
+            raise ValueError("`label2id` and `id2label` are of different answers; give one of them.")
 
     @property
     def image_config(self) -> MIAConfig:
@@ -112,6 +120,16 @@ class MIAVQAConfig(MIAModuleConfig):
             raise ValueError(
                 f"`pad_token_id` must be an id of the vocabulary, 0 to {self.vocab_size - 1}, got {self.pad_token_id}."
             )
+
+    def validate_answers(self):
+        answers = self.id2label or {}
+        if not answers or sorted(answers) != list(range(len(answers))):
+            raise ValueError(
+                f"Answers must be numbered from 0 and at least one, got {len(answers)} (`id2label`, `num_labels`)."
+            )
+        if len(set(answers.values())) < len(answers):
+            twice = [answer for answer, count in Counter(answers.values()).items() if count > 1]
+            raise ValueError(f"`id2label` has {len(twice)} answers more than once, such as {twice[0]!r}.")
 
     def validate_shares(self):
         for name in ("attention_dropout", "bilinear_dropout", "classifier_dropout"):

@@ -27,8 +27,13 @@ def public_vqa_state_dict(state: Mapping[str, torch.Tensor], config: MIAVQAConfi
         config ([`MIAVQAConfig`]): With `mia_iterations` 0; says which of the models it is.
 
     Raises:
-        ValueError: If a name is missing or unknown.
+        ValueError: If a name is missing or unknown, or the configuration has the module.
     """
+    if config.mia_iterations > 0:
+        raise ValueError(
+            f"The public codes have no mutual iterative attention, got `mia_iterations` {config.mia_iterations}; "
+            "convert with 0."
+        )
     layers = _up_down_layers(config) if config.answer_head == "up_down" else _ban_layers(config)
     names = {f"{ours}.{own}": f"{theirs}.{other}" for ours, theirs in layers.items() for own, other in _PARTS.items()}
     names |= _QUESTION
@@ -39,12 +44,13 @@ def public_vqa_state_dict(state: Mapping[str, torch.Tensor], config: MIAVQAConfi
             f"head.attention.glimpses.{ours}": f"v_att.logits.h_{theirs}"
             for ours, theirs in {"weight": "mat_v", "scale": "mat_g", "bias": "bias"}.items()
         }
-        functions = [f"counter.f.{number}.weight" for number in range(16)]
+        functions = [f"counter.f.{number}.weight" for number in range(16 if config.counts else 0)]
     check_names(state, [*names.values(), *tables, *attention.values(), *functions])
     converted = {ours: state[theirs] for ours, theirs in names.items()}
     converted["question.embed_words.weight"] = torch.cat([state[table] for table in tables], dim=1)
-    for ours, theirs in attention.items():
-        converted[ours] = state[theirs].squeeze()
+    for ours, theirs in attention.items():  # of shapes (1, G, 1, 3 H), () and (1, G, 1, 1)
+        matrix = (config.num_glimpses, -1) if ours.endswith("weight") else (-1,)
+        converted[ours] = state[theirs].reshape(matrix)
     # Of sixteen functions eight are used; the first number of each, the value at 0, is always 0.
     converted |= {f"head.counter.f.{number}.weight": state[name][1:] for number, name in enumerate(functions[:8])}
     return {name: x.reshape(1) if name.endswith(".scale") else x for name, x in converted.items()}
@@ -70,8 +76,9 @@ def _ban_layers(config: MIAVQAConfig) -> dict[str, str]:
             f"head.glimpses.{number}.rows": f"b_net.{number}.v_net.main.1",
             f"head.glimpses.{number}.words": f"b_net.{number}.q_net.main.1",
             f"head.glimpses.{number}.joint": f"q_prj.{number}.main.1",
-            f"head.glimpses.{number}.count": f"c_prj.{number}.main.0",
         }
+        if config.counts:
+            layers[f"head.glimpses.{number}.count"] = f"c_prj.{number}.main.0"
     return layers | _CLASSIFIER
 
 

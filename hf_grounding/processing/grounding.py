@@ -104,7 +104,7 @@ class GroundedAnswer:
         """Question, answers and groundings, ready for JSON."""
         return {
             "question": self.question,
-            "answers": [{"answer": answer, "probability": probability} for answer, probability in self.answers],
+            "answers": [{"answer": answer, "score": probability} for answer, probability in self.answers],
             "groundings": [grounding.to_dict() for grounding in self.groundings],
         }
 

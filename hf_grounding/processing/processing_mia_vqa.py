@@ -3,17 +3,21 @@
 import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import BatchFeature
 from transformers.processing_utils import ProcessorMixin
+from transformers.utils import logging
 
 from .grounding import GroundedAnswer, Grounding, best_region
 from .image_inputs import check_concepts, concept_inputs, region_inputs
 from .regions import Regions, best_regions, check_grid_fits
 from .words import token_words
+
+logger = logging.get_logger(__name__)
 
 LOCATION_SIZE = 5  # numbers of a region's location: x1, y1, x2, y2 and area, as shares of the image
 
@@ -132,9 +136,19 @@ class MIAVQAProcessor(ProcessorMixin):
         empty = encoded["attention_mask"].sum(dim=1) == 0
         if empty.any():
             raise ValueError(f"Question {int(empty.int().argmax())} has no words: {questions[empty.int().argmax()]!r}.")
+        if any(question.overflowing for question in encoded.encodings):
+            logger.warning_once(
+                f"Questions of more than {encoded['input_ids'].shape[1]} words are cut: the model does not see the "
+                "rest. `truncation=False` keeps it."
+            )
         return {name: encoded[name] for name in ("input_ids", "attention_mask")}
 
     def _labels(self, answer_scores: Sequence[Mapping[str, float]]) -> torch.Tensor:
+        if not isinstance(answer_scores, Sequence) or not all(isinstance(scores, Mapping) for scores in answer_scores):
+            raise ValueError(
+                "`answer_scores` must be a list with, for each question, a dictionary from answers to scores, such as "
+                f'[{{"red": 0.9}}]; got {answer_scores!r}.'
+            )
         labels = torch.zeros(len(answer_scores), len(self.answers))
         for question, scores in enumerate(answer_scores):
             for answer, score in scores.items():
@@ -145,8 +159,10 @@ class MIAVQAProcessor(ProcessorMixin):
                         f"Question {question}: {answer!r} is none of the {len(self.answers)} answers of this "
                         f"processor; leave it out of `answer_scores`.{hint}"
                     )
-                if not 0 <= score <= 1:
-                    raise ValueError(f"Question {question}: the score of {answer!r} must be in [0, 1], got {score}.")
+                if not isinstance(score, Real) or not 0 <= score <= 1:
+                    raise ValueError(
+                        f"Question {question}: the score of {answer!r} must be a number in [0, 1], got {score!r}."
+                    )
                 labels[question, self._answer_ids[answer]] = score
         return labels
 
@@ -170,8 +186,10 @@ class MIAVQAProcessor(ProcessorMixin):
             was not given, because the question is long or it has no token, has no grounding.
 
         Raises:
-            ValueError: If questions or regions do not fit to the outputs, or these are without attentions.
+            ValueError: If questions or regions do not fit to the outputs, these are without attentions, or `top_k` is
+                below 1.
         """
+        check_top_k(top_k)
         weights, by_token = outputs.get("region_attentions"), outputs.get("word_region_attentions")
         if weights is None:
             raise ValueError("`outputs` are without attentions; call the model with `output_attentions=True`.")
@@ -206,9 +224,10 @@ class MIAVQAProcessor(ProcessorMixin):
         return answered
 
     def _word_groundings(self, question: str, weights: np.ndarray, boxes: np.ndarray) -> list[Grounding]:
-        """From the weights (num_tokens, num_regions) of a question that is padded in front."""
-        encoded = self.tokenizer(question, truncation=True, return_offsets_mapping=True)
-        numbers = token_words(question, encoded["offset_mapping"])
+        """From the weights (num_tokens, num_regions) of a question that is padded in front, or cut at its end."""
+        # However it was cut, the model was given as many of its first tokens as there are weights.
+        encoded = self.tokenizer(question, truncation=False, return_offsets_mapping=True, verbose=False)
+        numbers = token_words(question, encoded["offset_mapping"])[: len(weights)]
         groundings = []
         for number, word in enumerate(question.split()):
             tokens = [len(weights) - len(numbers) + i for i, own in enumerate(numbers) if own == number]
@@ -216,6 +235,16 @@ class MIAVQAProcessor(ProcessorMixin):
             if total.sum() > 0:
                 groundings.append(best_region(word, (number, number + 1), total / total.sum(), boxes))
         return groundings
+
+
+def check_top_k(top_k: int) -> None:
+    r"""Refuses a number of answers that is none.
+
+    Raises:
+        ValueError: If it is no whole number of 1 or more.
+    """
+    if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
+        raise ValueError(f"`top_k` must be a whole number, 1 or more, got {top_k!r}.")
 
 
 def _numbered(name: str, words: list[str]) -> dict[str, int]:

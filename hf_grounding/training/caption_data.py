@@ -1,4 +1,7 @@
-"""What captioners read and learn from: regions or photos, and concepts; some captions of each; batches of both."""
+"""What captioners read and learn from: regions or photos, and concepts; some captions of each; batches of both.
+
+Question answerers read images in the same way ([`ImageInputs`], [`load_inputs`]); their questions are in `vqa_data.py`.
+"""
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,7 +42,7 @@ class Photos(Mapping[str, PIL.Image.Image]):
 
 
 class ImageInputs:
-    r"""Regions and concepts of images by their id, as a captioner's processor takes them.
+    r"""Regions and concepts of images by their id, as processors of captioners and question answerers take them.
 
     Args:
         regions (*optional*): Of each image, such as a [`RegionStore`]; `None` for a model that reads photos.
@@ -76,7 +79,7 @@ class ImageInputs:
             )
 
     def read(self, image_ids: Sequence[str]) -> dict[str, Any]:
-        """Arguments of [`MIAProcessor`]."""
+        """Arguments of [`MIAProcessor`] or [`MIAVQAProcessor`], an entry for each id, which may come more than once."""
         known: dict[str, Any] = {"images": self.photos, "regions": self.regions, "concepts": self.concepts}
         inputs: dict[str, Any] = {
             name: [values[image_id] for image_id in image_ids] for name, values in known.items() if values is not None

@@ -4,6 +4,7 @@ Questions, answers and batches are in `vqa_data.py`, what is answered and how it
 """
 
 import logging
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -56,11 +57,12 @@ class VQATrainingArguments(RecipeTrainingArguments):
     r"""`RecipeTrainingArguments`, and what the schedules of the answer heads need.
 
     Args:
-        adamax (`bool`): Adamax in place of `optim`, as both public codes.
+        adamax (`bool`): Adamax in place of `optim`, as both public codes; its betas and epsilon are torch's, so
+            `optim_args`, `adam_beta1`, `adam_beta2` and `adam_epsilon` are not read.
         lr_epoch_factors (list of `float`): Of the learning rate in the first epochs, the last one in those that follow
-            too. Replaces `lr_scheduler_type`. BAN: 0.5, 1, 1.5, 2.
+            too. Replaces `lr_scheduler_type`, and its `warmup_steps` are refused beside it. BAN: 0.5, 1, 1.5, 2.
         lr_decay_epochs (list of `int`): Epochs, counted from 0, from which on the learning rate is multiplied by
-            `lr_decay_factor`. Replaces `lr_scheduler_type`. BAN: 10 and 12.
+            `lr_decay_factor`. Replaces `lr_scheduler_type` likewise. BAN: 10 and 12.
         lr_decay_factor (`float`): BAN: 0.25.
         mia_learning_rate (`float`, *optional*): As in [`CaptioningTrainingArguments`].
         metric_for_best_model (`str`): Only the accuracy is measured while a model is trained.
@@ -81,11 +83,17 @@ class VQATrainingArguments(RecipeTrainingArguments):
         metric = self.metric_for_best_model or "vqa_accuracy"
         if metric.removeprefix("eval_") != "vqa_accuracy":
             raise ValueError(f"`metric_for_best_model` must be vqa_accuracy, got {metric!r}.")
-        if any(factor <= 0 for factor in (*self.lr_epoch_factors, self.lr_decay_factor)):
-            raise ValueError("`lr_epoch_factors` and `lr_decay_factor` must be above 0.")
+        factors = [*self.lr_epoch_factors, self.lr_decay_factor]
+        if not all(factor > 0 and math.isfinite(factor) for factor in factors):
+            raise ValueError(f"`lr_epoch_factors` and `lr_decay_factor` must be above 0 and finite, got {factors}.")
         if any(epoch < 0 for epoch in self.lr_decay_epochs):
             raise ValueError(f"`lr_decay_epochs` are counted from 0, got {self.lr_decay_epochs}.")
-        if self.mia_learning_rate is not None and self.mia_learning_rate <= 0:
+        if self.warmup_steps and (self.lr_epoch_factors or self.lr_decay_epochs):
+            raise ValueError(
+                f"`warmup_steps` is {self.warmup_steps}, but `lr_epoch_factors` and `lr_decay_epochs` set the learning "
+                "rate; leave it out, and warm up by `lr_epoch_factors`."
+            )
+        if self.mia_learning_rate is not None and not 0 < self.mia_learning_rate < math.inf:
             raise ValueError(f"`mia_learning_rate` must be above 0, got {self.mia_learning_rate}.")
         super().__post_init__()
 
@@ -228,6 +236,7 @@ def train_answerer(recipe: Recipe, output_dir: str | os.PathLike, *, resume: boo
     features = train_images.regions[train_rows["image_id"][0]].region_features
     if features is None:
         raise ValueError("The regions have no features; extract them again with a `--backbone`.")
+    seen = warn_of_seen(eval_questions, train_questions, eval_split, train_split)
     asked, counted = _vocabulary_questions(recipe, train_questions)
     known = answer_vocabulary(counted, recipe.answers.min_count, recipe.answers.max_answers)
     concepts = sorted({word for words in (train_images.concepts or {}).values() for word in words})
@@ -251,6 +260,7 @@ def train_answerer(recipe: Recipe, output_dir: str | os.PathLike, *, resume: boo
     answers = answer_questions(trained, processor, eval_images, eval_questions)
     results = measure_answers(answers, eval_questions, known, train_questions)
     results |= run_facts(eval_split, eval_rows, eval_questions, eval_images) | training_facts(trainer, started)
+    results["questions_seen_in_training"] = seen
     if trainer.is_world_process_zero():
         write_results(output_dir, results)
         write_answers(output_dir / ANSWERS_FILE, eval_questions, answers)
@@ -267,6 +277,19 @@ def train_answerer(recipe: Recipe, output_dir: str | os.PathLike, *, resume: boo
             eval_images,
         )
     return results
+
+
+def warn_of_seen(questions: Sequence[Question], training: Sequence[Question], split: str, train_split: str) -> int:
+    """How many of the questions are among those of the training; if any are, it says what their accuracy is not."""
+    known = {(question.image_id, question.question_id) for question in training}
+    seen = sum((question.image_id, question.question_id) in known for question in questions)
+    if seen:
+        logger.warning(
+            "%d of the %d questions of '%s' are also in the training split '%s': their accuracy is that of a model "
+            "which knows the answers, not of one that meets new questions.",
+            *(seen, len(questions), split, train_split),
+        )
+    return seen
 
 
 def _vocabulary_questions(recipe: Recipe, train_questions: Sequence[Question]) -> tuple[list[str], Sequence[Question]]:
@@ -306,7 +329,11 @@ def evaluate_answerer(
         write_answers(Path(answers), questions, given)
     results: dict[str, Any] = {"answers": {"count": len(given)}, "baselines": {}}
     if measured:
-        results = measure_answers(given, questions, processor.answers, _training_questions(recipe))
+        training = _training_questions(recipe)
+        results = measure_answers(given, questions, processor.answers, training)
+        if training is not None:
+            seen = warn_of_seen(questions, training, split, recipe.dataset.train_split)
+            results["questions_seen_in_training"] = seen
     results |= run_facts(split, rows, questions, images)
     if report is not None:
         title = f"{Path(model_dir).resolve().name} on {split}: {recipe.description}"

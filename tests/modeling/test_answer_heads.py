@@ -27,8 +27,28 @@ def normalized(layer: NormalizedLinear, x: torch.Tensor) -> torch.Tensor:
     return torch.stack([(row * x).sum() + b for row, b in zip(matrix, layer.bias, strict=True)])
 
 
-def classified(head: UpDownAnswerHead | BilinearAttentionHead, x: torch.Tensor) -> torch.Tensor:
-    return normalized(head.classifier.output, normalized(head.classifier.hidden, x).relu())
+def classified(head: UpDownAnswerHead | BilinearAttentionHead, x: torch.Tensor, drop: int = 1) -> torch.Tensor:
+    return normalized(head.classifier.output, drop * normalized(head.classifier.hidden, x).relu())
+
+
+RATES = ("dropout", "attention_dropout", "bilinear_dropout", "classifier_dropout")
+
+
+@pytest.fixture(params=[None, *RATES])
+def dropped(request, monkeypatch) -> str | None:
+    """The one rate above 0, if any; dropout then multiplies by 3, so that it is seen where it stands."""
+    monkeypatch.setattr(nn.Dropout, "forward", lambda self, x: 3 * x if self.p > 0 else x)
+    return request.param
+
+
+def rates(dropped: str | None) -> dict[str, float]:
+    return {rate: 0.5 if rate == dropped else 0.0 for rate in RATES}
+
+
+def factors(dropped: str | None) -> tuple[int, int, int]:
+    """What stands for dropout of attention, of the bilinear map and of the classifier."""
+    attention, bilinear, classifier = (3 if rate == dropped else 1 for rate in RATES[1:])
+    return attention, bilinear, classifier
 
 
 def seeded(module_class: type, *arguments) -> nn.Module:
@@ -99,8 +119,9 @@ def test_bans_words_have_two_vectors_side_by_side_and_up_downs_one():
 
 
 @pytest.mark.parametrize("flavour", ["product", "concat"])
-def test_up_down_is_its_equations(flavour):
-    head = seeded(UpDownAnswerHead, small_config("up_down", 0, attention_type=flavour))
+def test_up_down_is_its_equations(flavour, dropped):
+    head = seeded(UpDownAnswerHead, small_config("up_down", 0, attention_type=flavour, **rates(dropped)))
+    drop, _, drop_hidden = factors(dropped)
     question, (rows, mask) = random_question(), random_rows()
     outputs = head(question, rows, mask)
     for b in range(2):
@@ -109,6 +130,7 @@ def test_up_down_is_its_equations(flavour):
         for v in rows[b, :real]:
             if flavour == "product":
                 compared = normalized(head.attention.rows, v).relu() * normalized(head.attention.question, q).relu()
+                compared = drop * compared
             else:
                 compared = normalized(head.attention.joint, torch.cat([v, q])).relu()
             scores.append(normalized(head.attention.score, compared))
@@ -117,41 +139,46 @@ def test_up_down_is_its_equations(flavour):
         assert not outputs.weights[b, real:].any()
         attended = sum(a * v for a, v in zip(alpha, rows[b], strict=False))
         joint = normalized(head.project_question, q).relu() * normalized(head.project_rows, attended).relu()
-        torch.testing.assert_close(outputs.logits[b], classified(head, joint))
+        torch.testing.assert_close(outputs.logits[b], classified(head, joint, drop_hidden))
 
 
 # BAN
 
 
-def test_bilinear_attention_is_its_equation_pair_by_pair():
-    attention = seeded(BilinearAttention, small_config("ban", 0))
+def test_bilinear_attention_is_its_equation_pair_by_pair(dropped):
+    attention = seeded(BilinearAttention, small_config("ban", 0, **rates(dropped)))
+    drop, drop_rows, _ = factors(dropped)
     words, (rows, _) = random_question().states, random_rows()
     logits = attention(rows, words)
     assert logits.shape == (2, 2, 3, 4)  # (batch, glimpses, words, rows)
     vectors = attention.glimpses.weight * attention.glimpses.scale / attention.glimpses.weight.norm()
     for b, g, j, i in np.ndindex(*logits.shape):
-        v, q = normalized(attention.rows, rows[b, i]).relu(), normalized(attention.words, words[b, j]).relu()
+        v = drop_rows * normalized(attention.rows, drop * rows[b, i]).relu()
+        q = normalized(attention.words, drop * words[b, j]).relu()
         assert len(v) == 3 * HIDDEN
         expected = sum(m * x * y for m, x, y in zip(vectors[g], v, q, strict=True)) + attention.glimpses.bias[g]
         torch.testing.assert_close(logits[b, g, j, i], expected)
 
 
-def test_a_glimpse_adds_what_all_pairs_say_and_the_count_to_every_word():
-    glimpse = seeded(Glimpse, small_config("ban", 0))
+def test_a_glimpse_adds_what_all_pairs_say_and_the_count_to_every_word(dropped):
+    glimpse = seeded(Glimpse, small_config("ban", 0, **rates(dropped)))
+    drop, _, _ = factors(dropped)
     words, (rows, _) = random_question().states, random_rows()
     weights, counts = torch.rand(2, 3, 4, dtype=torch.double), torch.rand(2, 4, dtype=torch.double)
     refined = glimpse(rows, words, weights, counts)
     for b in range(2):
         joint = torch.zeros(HIDDEN, dtype=torch.double)
         for j, i in np.ndindex(3, 4):
-            pair = normalized(glimpse.rows, rows[b, i]).relu() * normalized(glimpse.words, words[b, j]).relu()
-            joint += weights[b, j, i] * pair
-        change = normalized(glimpse.joint, joint) + normalized(glimpse.count, counts[b]).relu()
+            v = normalized(glimpse.rows, drop * rows[b, i]).relu()
+            q = normalized(glimpse.words, drop * words[b, j]).relu()
+            joint += weights[b, j, i] * v * q
+        change = normalized(glimpse.joint, drop * joint) + normalized(glimpse.count, counts[b]).relu()
         torch.testing.assert_close(refined[b], words[b] + change)
 
 
-def test_ban_takes_its_glimpses_one_after_another_and_answers_from_the_sum_of_real_words():
-    head = seeded(BilinearAttentionHead, small_config("ban", 0))
+def test_ban_takes_its_glimpses_one_after_another_and_answers_from_the_sum_of_real_words(dropped):
+    head = seeded(BilinearAttentionHead, small_config("ban", 0, **rates(dropped)))
+    drop_hidden = factors(dropped)[2]
     question, (rows, mask) = random_question(), random_rows()
     boxes = torch.rand(2, 4, 2, 2, dtype=torch.double).sort(dim=2).values.flatten(2)
     outputs = head(question, rows, mask, boxes)
@@ -165,7 +192,7 @@ def test_ban_takes_its_glimpses_one_after_another_and_answers_from_the_sum_of_re
             torch.testing.assert_close(outputs.weights[b, g, first:, :real], weights)
             counts = head.counter(logits.amax(dim=0)[None, None], mask[b, None, :real], boxes[b, None, :real])[:, 0]
             words = head.glimpses[g](rows[b : b + 1, :real], words, weights[None], counts)
-        torch.testing.assert_close(outputs.logits[b], classified(head, words.sum(dim=1)[0]))
+        torch.testing.assert_close(outputs.logits[b], classified(head, words.sum(dim=1)[0], drop_hidden))
 
 
 def test_attention_over_pairs_sums_to_one_over_real_ones_and_is_zero_elsewhere():

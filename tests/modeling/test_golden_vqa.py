@@ -67,4 +67,33 @@ def test_an_unknown_name_in_a_public_checkpoint_is_named(golden_dir):
     state = {**golden.official_state(), "counter.g.weight": torch.zeros(1)}
     del state["q_prj.1.main.1.bias"]
     with pytest.raises(ValueError, match=r"lacks \['q_prj.1.main.1.bias'\] and also has \['counter.g.weight'\]"):
-        public_vqa_state_dict(state, MIAVQAConfig(answer_head="ban", num_glimpses=2))
+        public_vqa_state_dict(state, MIAVQAConfig(answer_head="ban", num_glimpses=2, mia_iterations=0))
+
+
+def test_a_public_checkpoint_of_one_glimpse_that_does_not_count_fits(golden_dir):
+    golden = Golden(golden_dir, "ban_a", "float32")
+    others = ("counter.", "c_prj.", "b_net.1.", "q_prj.1.")
+    state = {name: x for name, x in golden.official_state().items() if not name.startswith(others)}
+    for name in ("v_att.logits.h_mat_v", "v_att.logits.h_bias"):
+        state[name] = state[name][:, :1]
+    sizes = golden.settings
+    config = MIAVQAConfig(
+        answer_head="ban",
+        mia_iterations=0,
+        num_glimpses=1,
+        use_counter=False,
+        feature_dim=sizes["v_dim"],
+        question_hidden_size=sizes["num_hid"],
+        vocab_size=sizes["vocab"] + 1,
+        word_embedding_size=sizes["embedding"],
+        num_labels=sizes["answers"],
+    )
+    model = MIAForVQA(config)
+    model.load_state_dict(public_vqa_state_dict(state, config))
+    first = golden.official_state()["v_att.logits.h_mat_v"][0, 0]
+    torch.testing.assert_close(model.head.attention.glimpses.weight, first)
+
+
+def test_public_codes_have_no_module():
+    with pytest.raises(ValueError, match="no mutual iterative attention, got `mia_iterations` 2; convert with 0"):
+        public_vqa_state_dict({}, MIAVQAConfig())

@@ -327,6 +327,8 @@ def test_answers_are_labels():
     config = MIAVQAConfig(id2label={0: "yes", 1: "no", 2: "red"})
     assert config.num_labels == 3
     assert config.label2id == {"yes": 0, "no": 1, "red": 2}
+    assert MIAVQAConfig(label2id={"no": 1, "yes": 0}).id2label == {0: "yes", 1: "no"}
+    assert MIAVQAConfig(**config.to_dict()).id2label == config.id2label
 
 
 @pytest.mark.parametrize(
@@ -335,6 +337,10 @@ def test_answers_are_labels():
         ({"answer_head": "san"}, "answer_head"),
         ({"attention_type": "sum"}, "attention_type"),
         ({"mia_output": "textual"}, "mia_output"),
+        ({"id2label": {0: "yes", 1: "no", 2: "yes"}}, "`id2label` has 1 answers more than once, such as 'yes'"),
+        ({"id2label": {1: "yes", 2: "no"}}, "Answers must be numbered from 0 and at least one, got 2"),
+        ({"num_labels": 0}, "Answers must be numbered from 0 and at least one, got 0"),
+        ({"id2label": {0: "yes"}, "label2id": {"no": 0}}, "`label2id` and `id2label` are of different answers"),
         ({"num_glimpses": 0}, "`num_glimpses` must be 1 or more"),
         ({"pad_token_id": 20000}, "`pad_token_id` must be an id of the vocabulary, 0 to 19999"),
         ({"bilinear_dropout": 1.0}, r"`bilinear_dropout` must be in \[0, 1\)"),

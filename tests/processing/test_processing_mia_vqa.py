@@ -81,8 +81,11 @@ def test_padding_to_a_fixed_length_is_the_tokenizers():
         ({"concepts": ["dog"]}, "Image 0 needs a list of words"),
         ({"concepts": []}, "`concepts` is empty"),
         ({"answer_scores": [{}, {"rad": 1}]}, "Question 1: 'rad' is none of the 4 answers.* Did you mean 'red'"),
-        ({"answer_scores": [{"red": 1.1}]}, r"the score of 'red' must be in \[0, 1\], got 1.1"),
+        ({"answer_scores": [{"red": 1.1}]}, r"the score of 'red' must be a number in \[0, 1\], got 1.1"),
         ({"answer_scores": [{"red": float("nan")}]}, "got nan"),
+        ({"answer_scores": [{"red": "1"}]}, r"the score of 'red' must be a number in \[0, 1\], got '1'"),
+        ({"answer_scores": {"red": 1.0}}, "`answer_scores` must be a list with, for each question, a dictionary"),
+        ({"answer_scores": ["red"]}, "`answer_scores` must be a list .* got \\['red'\\]"),
         ({"text": ["dog", "man"], "regions": make_regions(1)}, "numbers differ: {'input_ids': 2, 'region_mask': 1}"),
         ({"text": "dog", "return_tensors": "np"}, '`return_tensors` must be "pt"'),
     ],
@@ -167,6 +170,27 @@ def test_words_behind_the_longest_question_have_no_region():
     assert [g.phrase for g in answer.groundings[1:]] == ["what", "is", "the", "man", "dog"]
 
 
+@pytest.mark.parametrize(("given", "seen"), [({"truncation": False}, 7), ({"max_length": 3}, 3)])
+def test_words_keep_their_regions_however_the_question_was_cut(given, seen):
+    question, processor = "what is the man dog the dog", make_processor()
+    assert processor(question, **given)["input_ids"].shape == (1, seen)
+    maps = torch.eye(seen, 7)[None].tolist()  # word i looks at region i
+    (answer,) = processor.post_process_answers(outputs_of([0.0] * 6 + [1.0], maps), question, make_regions(7))
+    words = [(grounding.phrase, grounding.box[0] / 10) for grounding in answer.groundings[1:]]
+    assert words == list(zip(question.split()[:seen], range(seen), strict=True))
+
+
+def test_a_question_that_is_cut_is_told_once(monkeypatch):
+    told = []
+    monkeypatch.setattr("hf_grounding.processing.processing_mia_vqa.logger.warning_once", told.append)
+    make_processor()(["what is the man dog", "dog"])
+    assert not told
+    make_processor()(["what is the man dog the", "dog"])
+    assert told == [
+        "Questions of more than 5 words are cut: the model does not see the rest. `truncation=False` keeps it."
+    ]
+
+
 def test_boxes_are_of_the_regions_that_the_model_was_given():
     regions = make_regions(4, scores=np.array([0.1, 0.5, 0.2, 0.9]))
     (answer,) = make_processor(max_regions=2).post_process_answers(outputs_of([0.1, 0.9]), "dog", regions)
@@ -178,7 +202,7 @@ def test_an_answer_is_ready_for_json():
     (answer,) = make_processor().post_process_answers(outputs_of([0.2, 0.8]), "dog?", make_regions(2), top_k=1)
     told = json.loads(json.dumps(answer.to_dict()))
     assert told["question"] == "dog?"
-    assert told["answers"] == [{"answer": "2", "probability": pytest.approx(0.8808, abs=1e-4)}]
+    assert told["answers"] == [{"answer": "2", "score": pytest.approx(0.8808, abs=1e-4)}]
     assert told["groundings"][0]["box"] == [10, 0, 20, 10]
 
 
@@ -188,6 +212,8 @@ def test_an_answer_is_ready_for_json():
         ({"outputs": MIAVQAOutput(logits=torch.zeros(1, 4))}, "call the model with `output_attentions=True`"),
         ({"questions": ["dog", "man"]}, "of 1 questions; got 2 questions and regions of 1 images"),
         ({"regions": [make_regions(2)] * 2}, "got 1 questions and regions of 2 images"),
+        ({"top_k": 0}, "`top_k` must be a whole number, 1 or more, got 0"),
+        ({"top_k": 2.0}, "`top_k` must be a whole number, 1 or more, got 2.0"),
         ({"regions": make_regions(3)}, "has 3 regions, but `outputs` are of at most 2"),
         (
             {"outputs": MIAVQAOutput(logits=torch.zeros(1, 5), region_attentions=torch.ones(1, 2))},

@@ -22,7 +22,7 @@ from hf_grounding.training.caption_data import load_inputs
 from hf_grounding.training.common import load_split
 from hf_grounding.training.recipe import Recipe
 from hf_grounding.training.run import evaluate, train
-from hf_grounding.training.vqa import VQATrainer, VQATrainingArguments, build_answerer
+from hf_grounding.training.vqa import VQATrainer, VQATrainingArguments, build_answerer, warn_of_seen
 from hf_grounding.training.vqa_data import (
     Question,
     QuestionSet,
@@ -204,6 +204,8 @@ def test_the_module_learns_at_a_rate_of_its_own(tmp_path):
     ("settings", "message"),
     [
         ({"lr_epoch_factors": [0.5, 0]}, "`lr_epoch_factors` and `lr_decay_factor` must be above 0"),
+        ({"lr_epoch_factors": [float("nan")]}, "`lr_epoch_factors` and `lr_decay_factor` must be above 0 and finite"),
+        ({"lr_epoch_factors": [0.5, 1], "warmup_steps": 0.1}, "`warmup_steps` is 0.1, but `lr_epoch_factors` and"),
         ({"lr_decay_epochs": [-1]}, "`lr_decay_epochs` are counted from 0, got"),
         ({"metric_for_best_model": "loss"}, "`metric_for_best_model` must be vqa_accuracy, got 'loss'"),
     ],
@@ -242,6 +244,14 @@ def test_what_can_be_reached_counts_known_answers_that_the_accuracy_takes_for_th
     # Where all agree it must be their text: "2" is not "Two".
     assert measure_answers(["2"], [agree], ["2", "3"])["answers"]["reachable"] == 0
     assert measure_answers(["2"], [agree], ["2", "Two"])["answers"]["reachable"] == 1
+
+
+def test_questions_of_the_training_are_told_where_they_are_measured(caplog):
+    training, other = [question(["2"], number) for number in range(3)], question(["2"], 7)
+    assert warn_of_seen([other], training, "val", "train") == 0
+    assert not caplog.records
+    assert warn_of_seen([training[0], training[2], other], training, "val", "train+val") == 2
+    assert "2 of the 3 questions of 'val' are also in the training split 'train+val'" in caplog.text
 
 
 # A whole run
