@@ -48,6 +48,8 @@ class MIAVQAConfig(MIAModuleConfig):
     model_type = "mia_vqa"
     keys_to_ignore_at_inference = ["region_attentions", "word_region_attentions", "mia_attentions"]
 
+    id2label: dict[int, str] | dict[str, str] | None = None
+    label2id: dict[str, int] | dict[str, str] | None = None
     answer_head: Literal["up_down", "ban"] = "up_down"
     attention_type: Literal["product", "concat"] = "product"
     vocab_size: int = 20000
