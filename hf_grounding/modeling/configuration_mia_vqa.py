@@ -68,8 +68,6 @@ class MIAVQAConfig(MIAModuleConfig):
     attention_dropout: float | int = 0.2
     bilinear_dropout: float | int = 0.5
     classifier_dropout: float | int = 0.5
-    id2label: dict[int, str] | dict[str, str] | None = None  # the answers
-    label2id: dict[str, int] | dict[str, str] | None = None
 
     def __post_init__(self, **kwargs):
         if self.pad_token_id is None:
