@@ -57,15 +57,7 @@ def build_report(
         **{name: protocol[name] for name in ("box_rule", "min_box_area", "skip_categories")},
     )
     groups, rule = choose_examples(predictions, hits, counted, num_examples)
-    return Report(
-        title=title,
-        settings=settings,
-        protocol=protocol_of(results),
-        metrics=result_tables(results),
-        curve=_curve(results.get("curve") or ()),
-        examples=_draw_examples(groups, hits, predictions, rows),
-        rule=rule,
-    )
+    return _report(title, results, settings, _draw_examples(groups, hits, predictions, rows), rule)
 
 
 def build_concept_report(
@@ -86,15 +78,8 @@ def build_concept_report(
         words = ", ".join(f"{word} {100 * prob:.0f}" for word, prob in ranked[index][:10])
         note = f"{rows[index]['captions'][0]} Photo {rows[index]['image_id']}"
         examples.append(Example("typical", words, photo, note))
-    return Report(
-        title=title,
-        settings=settings,
-        protocol=protocol_of(results),
-        metrics=result_tables(results),
-        curve=_curve(results.get("curve") or ()),
-        examples=examples,
-        rule=f"{_spacing(len(rows), len(chosen))}, with its ten likeliest words, in percent.",
-    )
+    rule = f"{_spacing(len(rows), len(chosen))}, with its ten likeliest words, in percent."
+    return _report(title, results, settings, examples, rule)
 
 
 def build_caption_report(
@@ -113,16 +98,11 @@ def build_caption_report(
         photo = ImageOps.exif_transpose(row["image"]).convert("RGB")
         note = f"People: {' / '.join(row['captions'])} Photo {row['image_id']}"
         examples.append(Example("typical", grounded.caption, draw_grounded_caption(photo, grounded, width=480), note))
-    return Report(
-        title=title,
-        settings=settings,
-        protocol=protocol_of(results),
-        metrics=result_tables(results),
-        curve=_curve(results.get("curve") or ()),
-        examples=examples,
-        rule=f"{_spacing(len(rows), len(captions))}, with the caption written for it, where the photo is at hand. "
-        "The region that counted most when a word was written has its colour; in a word's panel brightness is weight.",
+    rule = (
+        f"{_spacing(len(rows), len(captions))}, with the caption written for it, where the photo is at hand. "
+        "The region that counted most when a word was written has its colour; in a word's panel brightness is weight."
     )
+    return _report(title, results, settings, examples, rule)
 
 
 def build_answer_report(
@@ -141,6 +121,16 @@ def build_answer_report(
         said = ", ".join(f"{answer} ({count})" for answer, count in Counter(question.answers).most_common())
         note = f"People: {said or 'not known'}. Photo {question.image_id}"
         examples.append(Example("typical", question.text, draw_grounded_answer(photo, grounded, width=480), note))
+    rule = (
+        f"{_spacing(num_questions, len(answered), 'questions')}, with its three likeliest answers, where the "
+        "photo is at hand. The more a region counted for the answer, the more opaque is its outline."
+    )
+    return _report(title, results, settings, examples, rule)
+
+
+def _report(
+    title: str, results: Mapping[str, Any], settings: Mapping[str, Any], examples: list[Example], rule: str
+) -> Report:
     return Report(
         title=title,
         settings=settings,
@@ -148,8 +138,7 @@ def build_answer_report(
         metrics=result_tables(results),
         curve=_curve(results.get("curve") or ()),
         examples=examples,
-        rule=f"{_spacing(num_questions, len(answered), 'questions')}, with its three likeliest answers, where the "
-        "photo is at hand. The more a region counted for the answer, the more opaque is its outline.",
+        rule=rule,
     )
 
 
