@@ -298,3 +298,15 @@ def test_features_may_have_the_class_probabilities_behind_the_pixels():
         for wanted in (False, True)
     )
     np.testing.assert_array_equal(both.region_features, np.hstack([plain.region_features, plain.class_probs]))
+
+
+def test_features_may_have_depth_behind_all_others_nearest_last_drawn():
+    row = scene_row(0, "train", 3, 64, ("color", "shape"))
+    exact = SceneDetector(attributes=("color", "shape"), jitter=0.0, miss_rate=0.0, class_features=True)
+    plain, deep = exact(row), replace(exact, depth_feature=True)(row)
+    np.testing.assert_array_equal(deep.region_features[:, :-1], plain.region_features)
+    objects = redraw_scene(row, ("color", "shape")).objects
+    nearness = {item.box: (place + 1) / len(objects) for place, item in enumerate(objects)}
+    assert len(nearness) == len(objects) < len(deep.boxes)  # the rest are distractors
+    expected = [nearness.get(tuple(box), 0.0) for box in deep.boxes.tolist()]
+    np.testing.assert_allclose(deep.region_features[:, -1], expected, rtol=1e-6)
