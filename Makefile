@@ -16,7 +16,7 @@ demo: $(READY)
 		--draw $(DEMO)/multilevel_scenes/grounding.png
 	$(BIN)/hf-grounding train mia_scenes --num_train_epochs 6 --output_dir $(DEMO)/mia_scenes
 	$(BIN)/hf-grounding evaluate $(DEMO)/mia_scenes --split test
-	$(BIN)/hf-grounding train ss_attention_scenes --num_train_epochs 5 --output_dir $(DEMO)/ss_attention_scenes
+	$(BIN)/hf-grounding train ss_attention_scenes --num_train_epochs 6 --output_dir $(DEMO)/ss_attention_scenes
 	$(BIN)/hf-grounding evaluate $(DEMO)/ss_attention_scenes --split test
 	$(BIN)/hf-grounding train vqa_scenes --dataset.options.num_train 3000 --num_train_epochs 3 \
 		--output_dir $(DEMO)/vqa_scenes

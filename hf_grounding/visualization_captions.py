@@ -154,7 +154,9 @@ def _photo_of_words(image: Image.Image, caption: GroundedCaption, colors: dict[i
     photo = _fitted(image, width)
     if caption.region_prior is not None and caption.regions is not None:
         boxes = _scaled(image, caption, photo, caption.regions.boxes)
-        _outline(photo, boxes, caption.region_prior, FAINT, max(2, width // 400), opacity=0.7)
+        shares, line = np.sqrt(caption.region_prior), max(2, width // 400)  # a tenth of the largest is still seen
+        _outline(photo, boxes, shares, DARK, 2 * line, opacity=0.7)  # on bright ground too
+        _outline(photo, boxes, shares, FAINT, line, opacity=0.7)
     draw, font, line = ImageDraw.Draw(photo), _font(max(13, width // 48)), max(3, width // 250)
     words: dict[str, list[Grounding]] = {}
     for number, color in colors.items():
