@@ -204,6 +204,8 @@ class _RegionPipeline(_PhotoPipeline):
         unread = [name for name in ("detector", "backbone", "grid") if name in given] if self.reads_photos else []
         if unread:
             raise ValueError(f"The model reads photos by a backbone of its own, so leave out `{unread[0]}`.")
+        if concept_detector is not None and not self.reads_concepts:
+            raise ValueError("The model reads no concepts, so leave out `concept_detector`.")
         extraction = dict(self.processor.extraction or {})
         if any(name in given and name not in extraction for name in ("detector", "grid")):
             # Settings of a detector's regions mean nothing to a grid, nor the reverse.

@@ -12,6 +12,7 @@ from .visualization import DARK, LIGHT, PREDICTED, REGION_COLORS, Box, _draw_box
 
 QUIET = "#8A8A8A"  # of words that are not outlined
 FAINT = "#FFFFFF"  # of the regions' prior
+PALER = 0.15  # a photo whose outlines have one colour; more would change what colour things are
 DIMMEST = 0.25  # brightness of what a word gives no weight
 MAX_HEIGHT = 1.2  # of a photo in a picture, over its width
 
@@ -54,6 +55,8 @@ def draw_grounded_caption(
 def draw_grounded_answer(image: Image.Image, answer: GroundedAnswer, *, width: int = 1000) -> Image.Image:
     r"""The photo with its regions, the more opaque the more they counted, the question, and a bar for each answer.
 
+    The region that counted most has its weight, the share of all, written on it.
+
     Args:
         image (`PIL.Image.Image`): The photo, upright.
         answer ([`GroundedAnswer`]): Of a question about it.
@@ -69,8 +72,13 @@ def draw_grounded_answer(image: Image.Image, answer: GroundedAnswer, *, width: i
     words, probabilities = zip(*answer.answers, strict=True)
     whole = Grounding(answer.question, (0, len(answer.question.split())), None, None, 1.0)
     question = GroundedCaption(answer.question, [whole])
+    photo = _weighted_outlines(image, answer.regions, answer.region_weights, inner)
+    best = int(answer.region_weights.argmax())
+    (box,) = scale_boxes(answer.regions.boxes[[best]], answer.regions.image_size, (photo.height, photo.width)).tolist()
+    _write_label(photo, f"{answer.region_weights[best]:.2f}", box, PREDICTED, _font(max(13, width // 48)), [])
     parts = [
-        _weighted_outlines(image, answer.regions, answer.region_weights, inner),
+        photo,
+        _line("The more opaque an outline, the more its region counted.", inner, _font(max(12, width // 60)), QUIET),
         _colored_text(question, {0: DARK}, inner, font),
         _bars(words, np.array(probabilities), 1.0, inner, font),
     ]
@@ -167,11 +175,7 @@ def _photo_of_words(image: Image.Image, caption: GroundedCaption, colors: dict[i
     labels: list[Box] = []
     for color, ones in words.items():
         text = "  ".join(f"{one.phrase} {one.score:.2f}" for one in ones)
-        _, _, right, bottom = draw.textbbox((4, 3), text, font=font)
-        place = _free_place(places[color], (right + 4, bottom + 4), labels, photo.size)
-        labels.append(place)
-        draw.rectangle(place, fill=color)
-        draw.text((place[0] + 4, place[1] + 3), text, fill=LIGHT, font=font)
+        labels.append(_write_label(photo, text, places[color], color, font, labels))
     return photo
 
 
@@ -229,7 +233,7 @@ def _brightness(boxes: list[Box], weights: np.ndarray, size: tuple[int, int]) ->
 
 def _weighted_outlines(image: Image.Image, regions: Regions, weights: np.ndarray, width: int) -> Image.Image:
     """The photo, paler, with each region's outline as opaque as its weight over the largest."""
-    photo = Image.blend(_fitted(image, width), Image.new("RGB", _fitted_size(image, width), LIGHT), 0.35)
+    photo = Image.blend(_fitted(image, width), Image.new("RGB", _fitted_size(image, width), LIGHT), PALER)
     boxes = scale_boxes(regions.boxes, regions.image_size, (photo.height, photo.width)).tolist()
     _outline(photo, boxes, weights, PREDICTED, max(2, width // 130))
     return photo
@@ -240,6 +244,7 @@ def _bars(
 ) -> Image.Image:
     """A line for each word: the word, its bar and its weight."""
     height, gap = round(font.size * 1.5), font.size // 2
+    words = [_shortened(word, width // 2, font) for word in words]
     left = round(max((font.getlength(word) for word in words), default=0)) + gap
     room = max(1, width - left - round(font.getlength(" 0.00")) - gap)
     bars = Image.new("RGB", (width, height * max(1, len(words))), LIGHT)
@@ -254,6 +259,27 @@ def _bars(
 
 
 # Of both
+
+
+def _write_label(
+    photo: Image.Image, text: str, box: Box, color: str, font: ImageFont.FreeTypeFont, taken: Sequence[Box]
+) -> Box:
+    """Writes into the photo beside a box, where none of those `taken` is hidden, and says where that is."""
+    draw = ImageDraw.Draw(photo)
+    _, _, right, bottom = draw.textbbox((4, 3), text, font=font)
+    place = _free_place(box, (right + 4, bottom + 4), taken, photo.size)
+    draw.rectangle(place, fill=color)
+    draw.text((place[0] + 4, place[1] + 3), text, fill=LIGHT, font=font)
+    return place
+
+
+def _shortened(text: str, width: float, font: ImageFont.FreeTypeFont) -> str:
+    """With an ellipsis in place of letters beyond the width."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
 
 
 def _outline(

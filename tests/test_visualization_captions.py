@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from hf_grounding import GroundedCaption, draw_grounded_caption, draw_mutual_attention
+from hf_grounding import (
+    GroundedAnswer,
+    GroundedCaption,
+    draw_grounded_answer,
+    draw_grounded_caption,
+    draw_mutual_attention,
+)
 from hf_grounding.processing.grounding import Grounding
 from hf_grounding.processing.regions import Regions
 from hf_grounding.visualization import PREDICTED, REGION_COLORS
@@ -123,6 +129,21 @@ def test_outlines_are_as_opaque_as_their_weights_and_bars_as_long(photo):
     assert first > 1.3 * second  # two opaque outlines, then one
     bars = [area(picture, REGION_COLORS[1], (left, 0, left + 600, picture.height)) for left in (0, 600)]
     assert bars[0] == pytest.approx(2 * bars[1], rel=0.05)
+
+
+def test_an_answer_has_bars_by_probability_and_outlines_by_weight(photo):
+    def drawn(weights, probability, word="yes"):
+        answers = [(word, probability), ("no", 0.05)]
+        grounding = Grounding(word, (0, 3), (0, 0, 50, 80), None, max(weights))
+        answer = GroundedAnswer("is it ?", answers, [grounding], np.array(weights), Regions("1", (80, 100), BOXES))
+        return draw_grounded_answer(photo, answer)
+
+    sure, unsure = drawn([0.9, 0.05, 0.05], 0.9), drawn([0.35, 0.32, 0.33], 0.3)
+    assert area(sure, REGION_COLORS[1]) > 2.5 * area(unsure, REGION_COLORS[1])  # 0.95 of a bar and 0.35 of it
+    left_of_it = (12 + 585 - 8, 450, 12 + 585 + 8, 600)  # its left one, x = 598
+    assert np.asarray(unsure.crop(left_of_it)).std() > 3 * np.asarray(sure.crop(left_of_it)).std()
+    long = drawn([0.9, 0.05, 0.05], 0.9, "a word wider than the whole picture " * 5)
+    assert area(long, REGION_COLORS[1]) > 0.4 * area(sure, REGION_COLORS[1])  # its bar has its place
 
 
 def test_one_iteration_and_more_concepts_than_regions_are_drawn(photo):

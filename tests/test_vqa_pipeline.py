@@ -65,6 +65,12 @@ def test_photos_and_questions_may_be_lists_of_one_length_or_one(pipe):
         pipe(noise())
 
 
+def test_a_model_that_reads_no_concepts_is_given_none(sources, tmp_path):
+    folder = save_answerer(tmp_path, sources.extraction, mia_iterations=0)
+    with pytest.raises(ValueError, match="The model reads no concepts, so leave out `concept_detector`"):
+        pipeline("grounded-vqa", model=str(folder), concept_detector=str(sources.concept_detector))
+
+
 def test_without_photos_or_questions_there_are_no_answers(pipe):
     assert pipe([]) == pipe([], QUESTIONS[0]) == pipe([], []) == pipe(noise(), []) == []
 

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .common import check_local_model, check_picture_name, load_model, print_json, print_table, save_picture, working
+from .common import (
+    check_local_model,
+    check_picture_name,
+    found_network,
+    load_model,
+    print_json,
+    print_table,
+    save_picture,
+    working,
+)
 
 if TYPE_CHECKING:
     from ..processing.grounding import GroundedAnswer
@@ -42,6 +51,9 @@ def answer(
         check_picture_name(draw)
         if len(questions) > 1:
             raise typer.BadParameter(f"--draw draws one answer, got {len(questions)} questions.")
+    for question in questions:
+        if Path(question).is_file():
+            raise typer.BadParameter(f"'{question}' is a file. Give one photo, and then questions about it.")
     if detector is not None and grid is not None:
         raise typer.BadParameter("Give either --detector, for its regions, or --grid, for the cells of a grid.")
     check_local_model(model)
@@ -50,30 +62,35 @@ def answer(
 
         from ..pipelines import GroundedVQAPipeline
         from ..processing.photos import load_photo
+        from ..processing.words import unknown_words
 
         image = load_photo(photo)
         network, processor = load_model(model, AutoModelForVisualQuestionAnswering, "mia_vqa")
+        processor(text=questions)  # before any network reads the photo: have all of them words?
         ask = GroundedVQAPipeline(
             network,
             processor=processor,
-            detector=detector,
-            backbone=backbone,
+            detector=found_network(detector, "detector"),
+            backbone=found_network(backbone, "backbone"),
             grid=grid,
-            concept_detector=concept_detector,
+            concept_detector=found_network(concept_detector, "model"),
         )
         regions, concepts = ask.extract([image])
         count = len(questions)
         made = {"regions": regions and regions * count, "concepts": concepts and concepts * count}
         answers = ask([image] * count, questions, top_k=top, **made)
-    if draw is not None:
-        from ..visualization_captions import draw_grounded_answer
-
-        save_picture(draw_grounded_answer(image, answers[0]), draw)
+        bare = [question.translate(str.maketrans("", "", "?,")) for question in questions]  # as the tokenizer reads it
+        if unknown := unknown_words(processor.tokenizer, bare):
+            typer.echo(f"The model does not know: {', '.join(unknown)}.", err=True)
     for answered in answers:
         if as_json:
             print_json({"photo": photo, **answered.to_dict()})
         else:
             _print(answered)
+    if draw is not None:
+        from ..visualization_captions import draw_grounded_answer
+
+        save_picture(draw_grounded_answer(image, answers[0]), draw)
 
 
 def _print(answered: GroundedAnswer) -> None:

@@ -186,12 +186,15 @@ def load_model(model: str, auto_class: Any, *kinds: str) -> tuple[Any, Any]:
         ValueError: If it cannot be loaded, or is a model of none of these `kinds`.
     """
     from transformers import AutoConfig, AutoProcessor
+    from transformers.utils import PROCESSOR_NAME
 
     is_local = check_local_model(model)
     try:
         found = AutoConfig.from_pretrained(model).model_type
         if found not in kinds:
             raise ValueError(f"it is a {found}, no {' or '.join(kinds)}")
+        if is_local and not Path(model, PROCESSOR_NAME).is_file():
+            raise ValueError(f"there is no {PROCESSOR_NAME} in it")
         return auto_class.from_pretrained(model), AutoProcessor.from_pretrained(model)
     except Exception as error:  # whatever is missing from it or damaged
         where = "" if is_local else ", which is no folder here,"
@@ -204,6 +207,9 @@ def check_picture_name(path: Path, option: str = "--draw") -> None:
 
     if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
         raise typer.BadParameter(f"{option} '{path}' must end in the name of an image format, such as .png or .jpg.")
+    nearest = next(folder for folder in path.absolute().parents if folder.exists())
+    if not nearest.is_dir():
+        raise typer.BadParameter(f"{option} '{path}' cannot be written: '{nearest}' is a file and no folder.")
 
 
 def save_picture(picture: "Image.Image", path: Path) -> None:

@@ -13,10 +13,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
+from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from .detectors import Candidates, Detector, hash_weights, load_detector
 from .regions import Regions, grid_boxes, nms, scale_boxes, select_regions
 from .roi_align import roi_mean
+
+logger = logging.get_logger(__name__)
 
 ROI_POINTS = 3  # a region's feature is the mean over 3 x 3 points of its box
 LONGEST_SIDE = 6  # times the shorter side of the backbone's pixels; more elongated photos become smaller
@@ -315,11 +319,29 @@ def _loaded(kind: str, source: Any, load: Callable[[Any, Any], Any], device: Any
         raise ValueError(f"The {kind} '{source}' cannot be loaded{where}: {error}") from error
 
 
+def load_vision_model(source: str) -> PreTrainedModel:
+    """A network that makes features: without the classifier it was trained with, and the report that this is left out.
+
+    Weights that it lacks are warned of.
+    """
+    from transformers import AutoModel
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        network, report = AutoModel.from_pretrained(source, output_loading_info=True)
+    finally:
+        logging.set_verbosity(verbosity)
+    if missing := sorted(report["missing_keys"]):
+        logger.warning(f"'{source}' lacks {len(missing)} weights of the network, which are random now: {missing}.")
+    return network
+
+
 def _load_backbone(source: str, device: Any) -> dict[str, Any]:
-    from transformers import AutoImageProcessor, AutoModel
+    from transformers import AutoImageProcessor
 
     return {
-        "backbone": AutoModel.from_pretrained(source).to(device),
+        "backbone": load_vision_model(source).to(device),
         "image_processor": AutoImageProcessor.from_pretrained(source),
     }
 

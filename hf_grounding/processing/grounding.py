@@ -19,11 +19,13 @@ class Grounding:
 
     Args:
         phrase (`str`): The words, as given.
-        token_span (`tuple[int, int]`): First and one past the last white-space token of the phrase in its sentence.
+        token_span (`tuple[int, int]`): First and one past the last white-space token of the phrase in its sentence; an
+            answer's is that of the whole question.
         box (`tuple` of 4 floats, *optional*): xyxy in pixels of the original image; the rule is [`heatmap_boxes`].
         point (`tuple` of 2 floats, *optional*): (x, y) in pixels of the original image; `None` when nothing in the
             image answers to the phrase, that is the heatmap is 0 everywhere.
-        score (`float`): How well the phrase fits the image, in [0, 1]: mean relevance R_t of its words, or R_s.
+        score (`float`): How well the phrase fits the image, in [0, 1]: mean relevance R_t of its words, or R_s. Of
+            a word or an answer that a model wrote: the weight of its region.
         heatmap (`np.ndarray` of shape `(grid_height, grid_width)`): Scores of the cells, at least 0, not normalised.
     """
 

@@ -20,6 +20,7 @@ from .words import token_words
 logger = logging.get_logger(__name__)
 
 LOCATION_SIZE = 5  # numbers of a region's location: x1, y1, x2, y2 and area, as shares of the image
+WORD_SIDES = {"padding_side": "left", "truncation_side": "right"}  # of questions
 
 
 class MIAVQAProcessor(ProcessorMixin):
@@ -97,8 +98,8 @@ class MIAVQAProcessor(ProcessorMixin):
             `input_ids`, `attention_mask`; `labels` (batch, number of answers). Each for what was given.
 
         Raises:
-            ValueError: For an image without regions or features, a question without words, an unknown answer, a score
-                outside [0, 1], or numbers that differ.
+            ValueError: For an image without regions or features, a question without words, padded at its end or cut in
+                front, an unknown answer, a score outside [0, 1], or numbers that differ.
         """
         if return_tensors != "pt":
             raise ValueError(f'`return_tensors` must be "pt", got {return_tensors!r}.')
@@ -132,14 +133,18 @@ class MIAVQAProcessor(ProcessorMixin):
         if not questions or not all(isinstance(question, str) for question in questions):
             raise ValueError(f"`text` must be questions, got {questions!r}.")
         options = {"padding": True, "truncation": True} | kwargs
+        for name, side in WORD_SIDES.items():
+            if (given := options.get(name, getattr(self.tokenizer, name))) != side:
+                raise ValueError(
+                    f"`{name}` must be {side!r}, got {given!r}: words of a question are found again by their places."
+                )
         encoded = self.tokenizer(questions, return_tensors="pt", **options)
         empty = encoded["attention_mask"].sum(dim=1) == 0
         if empty.any():
-            raise ValueError(f"Question {int(empty.int().argmax())} has no words: {questions[empty.int().argmax()]!r}.")
+            raise ValueError(f"A question has no words: {questions[empty.int().argmax()]!r}.")
         if any(question.overflowing for question in encoded.encodings):
             logger.warning_once(
-                f"Questions of more than {encoded['input_ids'].shape[1]} words are cut: the model does not see the "
-                "rest. `truncation=False` keeps it."
+                f"Questions of more than {encoded['input_ids'].shape[1]} words are cut to their first ones."
             )
         return {name: encoded[name] for name in ("input_ids", "attention_mask")}
 
@@ -225,7 +230,7 @@ class MIAVQAProcessor(ProcessorMixin):
 
     def _word_groundings(self, question: str, weights: np.ndarray, boxes: np.ndarray) -> list[Grounding]:
         """From the weights (num_tokens, num_regions) of a question that is padded in front, or cut at its end."""
-        # However it was cut, the model was given as many of its first tokens as there are weights.
+        # So the model was given as many of its first tokens as there are weights.
         encoded = self.tokenizer(question, truncation=False, return_offsets_mapping=True, verbose=False)
         numbers = token_words(question, encoded["offset_mapping"])[: len(weights)]
         groundings = []

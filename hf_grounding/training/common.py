@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedMo
 
 from ..data import load_grounding_dataset
 from ..modeling.modeling_multilevel import choose_maps
+from ..processing.extraction import load_vision_model
 from ..processing.image_processing_multilevel import MultiLevelGroundingImageProcessorPil
 from ..processing.paths import below_data_root
 from .recipe import BackboneSettings, Recipe
@@ -39,7 +40,7 @@ def load_backbone(settings: BackboneSettings) -> tuple[PreTrainedModel, MultiLev
     size = {"height": settings.image_size, "width": settings.image_size}
     if settings.path is not None and settings.config is None:
         path = below_data_root(settings.path)
-        network = AutoModel.from_pretrained(path)
+        network = load_vision_model(path)
         pretrained = AutoImageProcessor.from_pretrained(path)
         colours = {"image_mean": pretrained.image_mean, "image_std": pretrained.image_std}
     elif settings.config is not None and settings.path is None:

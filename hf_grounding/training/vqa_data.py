@@ -109,12 +109,11 @@ def cooccurring_vectors(
         `torch.Tensor` of shape `(vocab_size, size)`; 0 for words that are always alone.
     """
     pairs: Counter[tuple[int, int]] = Counter()
-    occurrences = torch.ones(len(vectors))
+    occurrences = torch.zeros(len(vectors))
     for ids in texts:
         words = [word for word in ids if word not in special]
         pairs.update(permutations(words, 2))
         occurrences.index_add_(0, torch.tensor(words, dtype=torch.long), torch.ones(len(words)))
-    occurrences -= 1
     if not pairs:
         return torch.zeros_like(vectors)
     places = torch.tensor(list(pairs)).T  # (2, number of different pairs)

@@ -74,6 +74,21 @@ def test_mistakes_are_named_in_one_line(photo, model, sources, tmp_path):
     other = run("answer", photo, QUESTIONS[0], "--model", captioner)
     assert other.code == 1
     assert "cannot be loaded: it is a mia, no mia_vqa" in other.err
-    empty = run("answer", photo, " ? ", "--model", model)
+    second = run("answer", photo, photo, QUESTIONS[0], "--model", model)
+    assert second.code == 2
+    assert "is a file. Give one photo, and then questions about it." in second.err
+    below = run("answer", photo, QUESTIONS[0], "--model", model, "--draw", photo / "out.png")
+    assert below.code == 2
+    assert "is a file and no folder" in below.err
+    misspelt = run("answer", photo, QUESTIONS[0], "--model", model, "--backbone", f"{sources.backbone}s")
+    assert misspelt.code == 1
+    assert f"Did you mean '{sources.backbone}'?" in misspelt.err
+    empty = run("answer", photo, QUESTIONS[0], " ? ", "--model", model)
     assert empty.code == 1
-    assert "has no words" in empty.err
+    assert "has no words: ' ? '" in empty.err
+
+
+def test_words_that_the_model_does_not_know_are_told(photo, model):
+    answer = run("answer", photo, "how many zebras, on the moon ?", "--model", model)
+    assert answer.code == 0
+    assert answer.err == "The model does not know: zebras, moon.\n"

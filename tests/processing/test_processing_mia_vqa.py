@@ -73,7 +73,7 @@ def test_padding_to_a_fixed_length_is_the_tokenizers():
 @pytest.mark.parametrize(
     "inputs, message",
     [
-        ({"text": ["dog", " ? "]}, "Question 1 has no words: ' \\? '"),
+        ({"text": ["dog", " ? "]}, "A question has no words: ' \\? '"),
         ({"text": []}, "`text` must be questions"),
         ({"text": ["dog", None]}, "`text` must be questions"),
         ({"regions": make_regions(0)}, "Image '1' has no regions"),
@@ -180,15 +180,23 @@ def test_words_keep_their_regions_however_the_question_was_cut(given, seen):
     assert words == list(zip(question.split()[:seen], range(seen), strict=True))
 
 
+@pytest.mark.parametrize(("name", "side"), [("padding_side", "right"), ("truncation_side", "left")])
+def test_sides_that_would_lose_the_places_of_words_are_refused(name, side):
+    processor = make_processor()
+    with pytest.raises(ValueError, match=f"`{name}` must be .*, got '{side}'"):
+        processor(["what is the", "dog"], **{name: side})
+    setattr(processor.tokenizer, name, side)
+    with pytest.raises(ValueError, match=f"`{name}` must be .*, got '{side}'"):
+        processor("dog")
+
+
 def test_a_question_that_is_cut_is_told_once(monkeypatch):
     told = []
     monkeypatch.setattr("hf_grounding.processing.processing_mia_vqa.logger.warning_once", told.append)
     make_processor()(["what is the man dog", "dog"])
     assert not told
     make_processor()(["what is the man dog the", "dog"])
-    assert told == [
-        "Questions of more than 5 words are cut: the model does not see the rest. `truncation=False` keeps it."
-    ]
+    assert told == ["Questions of more than 5 words are cut to their first ones."]
 
 
 def test_boxes_are_of_the_regions_that_the_model_was_given():
