@@ -18,6 +18,7 @@ from transformers import (
     HGNetV2Config,
     PreTrainedModel,
     ResNetConfig,
+    ResNetForImageClassification,
     ResNetModel,
     RTDetrResNetConfig,
     RTDetrV2Config,
@@ -35,7 +36,7 @@ from hf_grounding.processing.detectors import (
     _hash_onnx,
     hash_weights,
 )
-from hf_grounding.processing.extraction import GridExtractor, RegionExtractor, load_extractor
+from hf_grounding.processing.extraction import GridExtractor, RegionExtractor, load_extractor, load_vision_model
 from hf_grounding.processing.photos import load_photo
 from hf_grounding.processing.regions import select_regions
 from tests.common import tiny_detector
@@ -350,6 +351,23 @@ def test_a_backbone_without_a_map_and_a_grid_without_cells_are_refused():
         extractor(NOISE[:1], ["a"])
     with pytest.raises(ValueError, match="`grid` must be 1 or more, got 0"):
         GridExtractor(tiny_backbone(), ConvNextImageProcessorPil(), grid=0)
+
+
+def test_a_backbone_leaves_out_its_classifier_in_silence_and_tells_what_it_lacks(tmp_path, capfd, monkeypatch):
+    told = []
+    monkeypatch.setattr("hf_grounding.processing.extraction.logger.warning", told.append)
+    config = tiny_backbone().config
+    whole = ResNetForImageClassification(config)
+    whole.save_pretrained(tmp_path / "whole")
+    loaded = load_vision_model(str(tmp_path / "whole"))
+    assert hash_weights(loaded) == hash_weights(whole.resnet)
+    assert not told
+    assert "LOAD REPORT" not in capfd.readouterr().err
+    kept = {name: value for name, value in whole.state_dict().items() if "stages.0" not in name}
+    whole.save_pretrained(tmp_path / "cut", state_dict=kept)
+    load_vision_model(str(tmp_path / "cut"))
+    assert len(told) == 1
+    assert "weights of the network, which are random now: ['encoder.stages.0." in told[0]
 
 
 def test_a_released_backbone_gives_seven_by_seven_cells_of_a_real_photo(data_dir):
