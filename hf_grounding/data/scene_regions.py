@@ -61,9 +61,9 @@ class SceneDetector:
             97 % and 86 %.
         class_features (`bool`): Put `class_probs` behind the features, since those of a trained detector tell its
             classes too.
-        depth_feature (`bool`): Put behind all others how near a region's object is, as a depth camera sees it: k / n
-            for the k-th of n objects in drawing order, 0 for distractors. Mean colours hardly tell which of two
-            objects hides the other.
+        depth_feature (`bool`): Put behind all others how near a region's object is, as a depth camera sees it: k for
+            the k-th object in drawing order, 0 for distractors. Mean colours hardly tell which of two objects hides
+            the other.
         attributes (names): The setting of the same name that the scenes were drawn with.
 
     Raises:
@@ -123,7 +123,7 @@ class SceneDetector:
         if self.class_features:
             features = np.concatenate([features, probs], axis=1)
         if self.depth_feature:
-            nearness = np.arange(1, len(objects) + 1) / len(objects)
+            nearness = np.arange(1, len(objects) + 1)
             depth = np.concatenate([nearness[found], np.zeros(len(distractors))]).astype(np.float32)
             features = np.concatenate([features, depth[:, None]], axis=1)
         regions = Regions(

@@ -306,7 +306,6 @@ def test_features_may_have_depth_behind_all_others_nearest_last_drawn():
     plain, deep = exact(row), replace(exact, depth_feature=True)(row)
     np.testing.assert_array_equal(deep.region_features[:, :-1], plain.region_features)
     objects = redraw_scene(row, ("color", "shape")).objects
-    nearness = {item.box: (place + 1) / len(objects) for place, item in enumerate(objects)}
+    nearness = {item.box: place for place, item in enumerate(objects, start=1)}
     assert len(nearness) == len(objects) < len(deep.boxes)  # the rest are distractors
-    expected = [nearness.get(tuple(box), 0.0) for box in deep.boxes.tolist()]
-    np.testing.assert_allclose(deep.region_features[:, -1], expected, rtol=1e-6)
+    assert deep.region_features[:, -1].tolist() == [nearness.get(tuple(box), 0) for box in deep.boxes.tolist()]
