@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
-from transformers import PreTrainedModel
+from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
 from transformers.utils import logging
 
 from .detectors import Candidates, Detector, hash_weights, load_detector
@@ -324,8 +324,6 @@ def load_vision_model(source: str) -> PreTrainedModel:
 
     Weights that it lacks are warned of.
     """
-    from transformers import AutoModel
-
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -338,8 +336,6 @@ def load_vision_model(source: str) -> PreTrainedModel:
 
 
 def _load_backbone(source: str, device: Any) -> dict[str, Any]:
-    from transformers import AutoImageProcessor
-
     return {
         "backbone": load_vision_model(source).to(device),
         "image_processor": AutoImageProcessor.from_pretrained(source),

@@ -1,6 +1,5 @@
 """What captioners write: captions of a split, their scores beside baselines, and the report."""
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -17,7 +16,7 @@ from ..processing.grounding import GroundedCaption
 from ..processing.processing_mia import MIAProcessor
 from ..visualization import write_report
 from .caption_data import ImageInputs
-from .common import evaluation_facts
+from .common import evaluation_facts, write_json
 from .object_grounding import live_prior, objects_in_pixels, score_given_captions, score_objects
 from .object_words import reference_objects
 from .recipe import Recipe
@@ -99,8 +98,7 @@ def write_grounded_captions(
         image_id: [{"caption": caption.caption, **objects_in_pixels(caption, size)}]
         for image_id, caption, size in zip(rows["image_id"], written, sizes, strict=True)
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"results": entries}), encoding="utf-8")
+    write_json(path, {"results": entries})
 
 
 def measure_objects(

@@ -73,10 +73,19 @@ def training_facts(trainer: Trainer, started: float) -> dict[str, Any]:
 
 
 def write_results(output_dir: Path, results: dict[str, Any]) -> None:
-    """`results.json`, written aside and renamed."""
-    aside = output_dir / f".{RESULTS_FILE}.part"
-    aside.write_text(json.dumps(results, indent=1), encoding="utf-8")
-    aside.replace(output_dir / RESULTS_FILE)
+    """`results.json`."""
+    write_json(output_dir / RESULTS_FILE, results, indent=1)
+
+
+def write_json(path: Path, value: Any, indent: int | None = None) -> None:
+    """Written aside and renamed, so that a full disk leaves what was there; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.part")
+    try:
+        aside.write_text(json.dumps(value, indent=indent), encoding="utf-8")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def saved_curve(model_dir: Path) -> list[dict[str, float]] | None:

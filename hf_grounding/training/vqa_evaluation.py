@@ -1,6 +1,5 @@
 """What question answerers answer: answers to a split's questions, accuracy beside baselines, and the report."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -18,7 +17,7 @@ from ..processing.grounding import GroundedAnswer
 from ..processing.processing_mia_vqa import MIAVQAProcessor
 from ..visualization import write_report
 from .caption_data import ImageInputs
-from .common import evaluation_facts
+from .common import evaluation_facts, write_json
 from .recipe import Recipe
 from .report import build_answer_report, evenly_spaced
 from .vqa_data import Question, VQACollator
@@ -134,8 +133,7 @@ def write_answers(path: Path, questions: Sequence[Question], answers: Sequence[s
         {"question_id": _number(question.question_id), "answer": answer}
         for question, answer in zip(questions, answers, strict=True)
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(entries), encoding="utf-8")
+    write_json(path, entries)
 
 
 def _number(question_id: str) -> int | str:

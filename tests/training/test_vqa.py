@@ -336,6 +336,23 @@ def test_ids_that_would_change_as_numbers_stay_text(tmp_path: Path, question_id:
     assert json.loads((tmp_path / "answers.json").read_text()) == [{"question_id": question_id, "answer": "2"}]
 
 
+def test_a_write_that_fails_leaves_the_file_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = tmp_path / "answers.json"
+    write_answers(file, [question(["2"])], ["2"])
+    before = file.read_text()
+
+    def full_disk(self: Path, text: str, **kwargs: Any) -> int:
+        with self.open("w") as half:
+            half.write(text[:5])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_answers(file, [question(["3"])], ["3"])
+    assert file.read_text() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["answers.json"]
+
+
 # Photos with stored regions
 
 
