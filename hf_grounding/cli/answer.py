@@ -82,15 +82,15 @@ def answer(
         bare = [question.translate(str.maketrans("", "", "?,")) for question in questions]  # as the tokenizer reads it
         if unknown := unknown_words(processor.tokenizer, bare):
             typer.echo(f"The model does not know: {', '.join(unknown)}.", err=True)
+    if draw is not None:  # before a reader such as `head` closes the output
+        from ..visualization_captions import draw_grounded_answer
+
+        save_picture(draw_grounded_answer(image, answers[0]), draw)
     for answered in answers:
         if as_json:
             print_json({"photo": photo, **answered.to_dict()})
         else:
             _print(answered)
-    if draw is not None:
-        from ..visualization_captions import draw_grounded_answer
-
-        save_picture(draw_grounded_answer(image, answers[0]), draw)
 
 
 def _print(answered: GroundedAnswer) -> None:

@@ -86,16 +86,16 @@ def caption(
         with working():
             regions, concepts = describe.extract([image])
             (written,) = describe([image], regions=regions, concepts=concepts, **search)
-        if as_json:
-            print_json({"photo": photo, **written.to_dict()})
-        else:
-            _print(photo, written)
-        if draw is not None:
+        if draw is not None:  # before a reader such as `head` closes the output
             from ..visualization_captions import draw_grounded_caption
 
             save_picture(draw_grounded_caption(image, written), draw)
         if draw_iterations is not None:
             save_picture(_iterations(describe, image, written, concepts), draw_iterations)
+        if as_json:
+            print_json({"photo": photo, **written.to_dict()})
+        else:
+            _print(photo, written)
 
 
 def _iterations(
