@@ -2,6 +2,7 @@
 
     python benchmarks/captioning.py            # the paper's sizes: about 10 minutes on an idle machine of two cores
     python benchmarks/captioning.py --smoke    # small sizes, to see that it runs
+    python benchmarks/captioning.py --device cuda --compile
 
 Sizes are those of the usual public set-up: 10 images x 36 regions x 2048 numbers, five captions each of 5 to 16 words
 (10.5 in the mean) and the end token, two LSTMs of 1000, 9,488 words. A training step is forward, backward, clipping by
@@ -10,9 +11,9 @@ equations step by step as public codes do: all captions of a batch at every step
 embedded at a time, LSTM cells on concatenated inputs, and the log-probabilities of every word, padding included.
 Captions are written by `generate` from weights that never choose the end token, so each has all 17 words.
 
-Every measurement is a process of its own (peak memory is a process's); variants take turns, A B C A B C, and the best
-of the rounds counts. The share is of the rate of large matrix products in the same precision, by the products of a
-variant as torch counts them. `keep_freed_memory` (training/common.py) is on for all.
+Every measurement is a process of its own (peak memory is a process's; on a GPU, its tensors'); variants take turns,
+A B C A B C, and the best of the rounds counts. The share is of the rate of large matrix products in the same precision,
+by the products of a variant as torch counts them. `keep_freed_memory` (training/common.py) is on for all.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from machine import product_rate
+from machine import product_rate, wait_for
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.utils import logging
@@ -124,8 +125,13 @@ def make_model(sizes: dict[str, int], dropout: float, literal: bool) -> nn.Modul
     return model.train()
 
 
-def make_batch(sizes: dict[str, int], seed: int, literal: bool) -> dict[str, torch.Tensor]:
+def make_batch(sizes: dict[str, int], seed: int, literal: bool, device: str) -> dict[str, torch.Tensor]:
     """Features and captions, as the literal step or our model takes them."""
+    batch = draw_batch(sizes, seed, literal)
+    return {name: values.to(device) for name, values in batch.items()}
+
+
+def draw_batch(sizes: dict[str, int], seed: int, literal: bool) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     features = torch.rand(sizes["images"], sizes["regions"], sizes["feature"], generator=generator)
     count = sizes["images"] * sizes["captions"]
@@ -139,20 +145,20 @@ def make_batch(sizes: dict[str, int], seed: int, literal: bool) -> dict[str, tor
     return {"region_features": features, "labels": words.masked_fill(places > lengths, -100), "image_index": images}
 
 
-def autocast(bf16: bool) -> torch.autocast:
-    return torch.autocast("cpu", torch.bfloat16, enabled=bf16)
+def autocast(bf16: bool, device: str) -> torch.autocast:
+    return torch.autocast(device, torch.bfloat16, enabled=bf16)
 
 
-def training(sizes: dict[str, int], literal: bool, bf16: bool, compiled: bool) -> Callable[[], None]:
+def training(sizes: dict[str, int], literal: bool, bf16: bool, compiled: bool, device: str) -> Callable[[], None]:
     """A function that takes one step, with another batch each time."""
-    model = make_model(sizes, dropout=0.5, literal=literal)
+    model = make_model(sizes, dropout=0.5, literal=literal).to(device)
     forward = torch.compile(model) if compiled else model
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-4, fused=True)
-    batches = [make_batch(sizes, seed, literal) for seed in range(4)]
+    batches = [make_batch(sizes, seed, literal, device) for seed in range(4)]
 
     def step() -> None:
         batches.append(batches.pop(0))
-        with autocast(bf16):
+        with autocast(bf16, device):
             outputs = forward(**batches[-1])
         (outputs if literal else outputs.loss).backward()
         nn.utils.clip_grad_value_(model.parameters(), 0.1)
@@ -162,15 +168,15 @@ def training(sizes: dict[str, int], literal: bool, bf16: bool, compiled: bool) -
     return step
 
 
-def writing(sizes: dict[str, int], how: str, bf16: bool) -> Callable[[], None]:
+def writing(sizes: dict[str, int], how: str, bf16: bool, device: str) -> Callable[[], None]:
     """A function that writes captions of all 17 words for one batch of images."""
-    model = make_model(sizes, dropout=0.5, literal=False).eval()
-    features = make_batch(sizes, 0, literal=False)["region_features"]
+    model = make_model(sizes, dropout=0.5, literal=False).eval().to(device)
+    features = make_batch(sizes, 0, False, device)["region_features"]
     nn.init.constant_(model.output.bias[:1], -1e4)  # the end token is never chosen
 
     def loop() -> None:
-        memory, cache = model.get_encoder()(features), model.decoder.new_cache()
-        words = [torch.zeros(len(features), 1, dtype=torch.long)]
+        memory, cache = model.get_encoder()(region_features=features), model.decoder.new_cache()
+        words = [torch.zeros(len(features), 1, dtype=torch.long, device=device)]
         for _ in range(WORDS + 1):
             hidden = model.decoder(words[-1], memory, cache).hidden
             words.append(model.output(hidden[:, -1]).argmax(dim=-1, keepdim=True))
@@ -183,7 +189,7 @@ def writing(sizes: dict[str, int], how: str, bf16: bool) -> Callable[[], None]:
 
     @torch.no_grad()
     def write() -> None:
-        with autocast(bf16):
+        with autocast(bf16, device):
             if how in options:
                 model.generate(region_features=features, max_new_tokens=WORDS + 1, **options[how])
             else:
@@ -192,37 +198,50 @@ def writing(sizes: dict[str, int], how: str, bf16: bool) -> Callable[[], None]:
     return write
 
 
-def run_worker(what: str, sizes: dict[str, int], bf16: bool, compiled: bool, repeats: int) -> dict[str, float]:
+def run_worker(
+    what: str, sizes: dict[str, int], bf16: bool, compiled: bool, repeats: int, device: str
+) -> dict[str, float]:
     keep_freed_memory()
     logging.set_verbosity_error()  # that pad and end are one token is meant
     literal = what == "literal"
     trains = what in ("literal", "ours")
-    call = training(sizes, literal, bf16, compiled) if trains else writing(sizes, what, bf16)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    call = training(sizes, literal, bf16, compiled, device) if trains else writing(sizes, what, bf16, device)
+    before = peak_memory(device)
     seconds = []
     for _ in range(repeats + (6 if compiled else 1)):  # the first ones warm up, or compile
         started = time.perf_counter()
         call()
+        wait_for(device)
         seconds.append(time.perf_counter() - started)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    result = {"seconds": min(seconds[-repeats:]), "peak_gib": peak / 2**20}
+    result = {"seconds": min(seconds[-repeats:]), "peak_gib": (peak_memory(device) - before) / 2**30}
     if not compiled:
         with FlopCounterMode(display=False) as counter:
             call()
         result["gflop"] = counter.get_total_flops() / 1e9
     if trains:
-        with autocast(bf16):
-            outputs = make_model(sizes, dropout=0.0, literal=literal)(**make_batch(sizes, 0, literal))
+        with autocast(bf16, device):
+            outputs = make_model(sizes, dropout=0.0, literal=literal).to(device)(
+                **make_batch(sizes, 0, literal, device)
+            )
         result["loss"] = (outputs if literal else outputs.loss).item()
     return result
 
 
-def measure_in_turns(variants: dict[str, dict], sizes: dict[str, int], rounds: int) -> dict[str, dict[str, float]]:
+def peak_memory(device: str) -> int:
+    """Bytes: of the process, or of its tensors on a GPU."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
+
+
+def measure_in_turns(
+    variants: dict[str, dict], sizes: dict[str, int], rounds: int, device: str
+) -> dict[str, dict[str, float]]:
     """Every variant in a process of its own in each round: the best of its times, and the rest of its last round."""
     results: dict[str, dict[str, float]] = {}
     for _ in range(rounds):
         for name, settings in variants.items():
-            call = {"sizes": sizes, "bf16": False, "compiled": False, "repeats": 4} | settings
+            call = {"sizes": sizes, "bf16": False, "compiled": False, "repeats": 4, "device": device} | settings
             command = [sys.executable, __file__, "--worker", json.dumps(call)]
             result = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
             best = min(result["seconds"], results.get(name, result)["seconds"])
@@ -230,7 +249,7 @@ def measure_in_turns(variants: dict[str, dict], sizes: dict[str, int], rounds: i
     return results
 
 
-def compare_training(sizes: dict[str, int], rates: dict[bool, float], rounds: int, compiled: bool) -> None:
+def compare_training(sizes: dict[str, int], rates: dict[bool, float], rounds: int, compiled: bool, device: str) -> None:
     variants: dict[str, dict] = {}
     for bf16 in (False, True):
         suffix = ", bf16 autocast" if bf16 else ""
@@ -238,7 +257,7 @@ def compare_training(sizes: dict[str, int], rates: dict[bool, float], rounds: in
         variants[f"ours{suffix}"] = {"what": "ours", "bf16": bf16}
         if compiled:
             variants[f"ours{suffix}, compiled"] = {"what": "ours", "bf16": bf16, "compiled": True}
-    results = measure_in_turns(variants, sizes, rounds)
+    results = measure_in_turns(variants, sizes, rounds, device)
     first, captions = results["literal"], sizes["images"] * sizes["captions"]
     print("| training step | captions/s | times faster | peak, GiB | GFLOP | share of the rate | loss | - literal |")
     print("|---|---|---|---|---|---|---|---|")
@@ -253,14 +272,14 @@ def compare_training(sizes: dict[str, int], rates: dict[bool, float], rounds: in
         )
 
 
-def compare_writing(sizes: dict[str, int], rates: dict[bool, float], rounds: int) -> None:
+def compare_writing(sizes: dict[str, int], rates: dict[bool, float], rounds: int, device: str) -> None:
     names = ("greedy, loop by hand", "greedy", "beam 5", "five samples")
     variants = {
         name + (", bf16 autocast" if bf16 else ""): {"what": name, "bf16": bf16}
         for bf16 in (False, True)
         for name in names
     }
-    results = measure_in_turns(variants, sizes, rounds)
+    results = measure_in_turns(variants, sizes, rounds, device)
     print("\n| writing | images/s | captions/s | peak, GiB | GFLOP | share of the rate |")
     print("|---|---|---|---|---|---|")
     for name, row in results.items():
@@ -277,6 +296,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="small sizes")
     parser.add_argument("--rounds", type=int, default=2, help="processes of each variant")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--compile", action="store_true", help="also torch.compile our step; compiling takes minutes")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -284,10 +304,10 @@ def main() -> None:
         print(json.dumps(run_worker(**json.loads(args.worker))))
         return
     sizes = SMOKE if args.smoke else PAPER
-    rates = {bf16: product_rate(torch.bfloat16 if bf16 else torch.float32) for bf16 in (False, True)}
+    rates = {bf16: product_rate(torch.bfloat16 if bf16 else torch.float32, args.device) for bf16 in (False, True)}
     print(f"matrix products: {rates[False]:.0f} GFLOP/s fp32, {rates[True]:.0f} GFLOP/s bf16\n")
-    compare_training(sizes, rates, args.rounds, args.compile)
-    compare_writing(sizes, rates, args.rounds)
+    compare_training(sizes, rates, args.rounds, args.compile, args.device)
+    compare_writing(sizes, rates, args.rounds, args.device)
 
 
 if __name__ == "__main__":
