@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel, Trainer
 
@@ -57,8 +58,14 @@ def evaluation_facts(split: str, rows: Dataset) -> dict[str, Any]:
         "split": split,
         "num_images": len(rows),
         "date": date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
+        "machine": describe_machine(PartialState().device),
     }
+
+
+def describe_machine(device: torch.device) -> str:
+    """`"x86_64, 2 cores, torch 2.13.0"`, and the GPU where `device` is one."""
+    gpu = [torch.cuda.get_device_name(device)] if device.type == "cuda" else []
+    return ", ".join([platform.machine(), f"{os.cpu_count()} cores", *gpu, f"torch {torch.__version__}"])
 
 
 def training_facts(trainer: Trainer, started: float) -> dict[str, Any]:

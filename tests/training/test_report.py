@@ -4,12 +4,14 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset, Image
 from PIL import Image as PILImage
 
 from hf_grounding.metrics import pointing_game
 from hf_grounding.metrics.pointing_game import pointing_hits
 from hf_grounding.training import report as report_module
+from hf_grounding.training.common import describe_machine
 from hf_grounding.training.grounding_evaluation import score_groundings
 from hf_grounding.training.report import build_report, choose_examples, protocol_of, result_tables
 from hf_grounding.visualization import write_report
@@ -206,3 +208,9 @@ def test_the_same_run_writes_the_same_file_which_needs_no_network(predictions, r
     assert pages[0].count("<img") == 6
     for words in ("image centre", "How they were chosen: of the 6 phrases", "Good", "Typical", "Failed"):
         assert words in pages[0]
+
+
+def test_the_machine_of_a_measurement_names_the_gpu_that_it_ran_on(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"Card {device.index}")
+    assert ", Card 1, torch " in describe_machine(torch.device("cuda", 1))
+    assert "Card" not in describe_machine(torch.device("cpu"))
