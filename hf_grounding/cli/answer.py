@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .common import (
+    BackboneOption,
+    ConceptDetectorOption,
+    DetectorOption,
+    GridOption,
+    ModelOption,
     check_local_model,
     check_picture_name,
-    found_network,
     load_model,
+    photo_networks,
     print_json,
     print_table,
     save_picture,
@@ -25,17 +30,11 @@ if TYPE_CHECKING:
 def answer(
     photo: Annotated[str, typer.Argument(help="Image file or URL.")],
     questions: Annotated[list[str], typer.Argument(help='About the photo, such as "How many chairs are there?".')],
-    model: Annotated[str, typer.Option(help="Output folder of `hf-grounding train`, or a model on the Hub.")],
-    detector: Annotated[
-        str | None, typer.Option(help="Of the regions, as of extract-features; default: that of the model's training.")
-    ] = None,
-    backbone: Annotated[str | None, typer.Option(help="Of the regions' features; default likewise.")] = None,
-    grid: Annotated[
-        int | None, typer.Option(min=1, help="Without detector: the cells of a grid, 7 for 7 x 7; default likewise.")
-    ] = None,
-    concept_detector: Annotated[
-        str | None, typer.Option("--concept_detector", help="Of the photo's likely words; default likewise.")
-    ] = None,
+    model: ModelOption,
+    detector: DetectorOption = None,
+    backbone: BackboneOption = None,
+    grid: GridOption = None,
+    concept_detector: ConceptDetectorOption = None,
     top: Annotated[int, typer.Option(min=1, help="How many answers.")] = 5,
     draw: Annotated[
         Path | None, typer.Option(help="Draw the regions by their weight, and the answers, to this image file.")
@@ -54,8 +53,7 @@ def answer(
     for question in questions:
         if Path(question).is_file():
             raise typer.BadParameter(f"'{question}' is a file. Give one photo, and then questions about it.")
-    if detector is not None and grid is not None:
-        raise typer.BadParameter("Give either --detector, for its regions, or --grid, for the cells of a grid.")
+    networks = photo_networks(detector, backbone, grid, concept_detector)
     check_local_model(model)
     with working():
         from transformers import AutoModelForVisualQuestionAnswering
@@ -67,14 +65,7 @@ def answer(
         image = load_photo(photo)
         network, processor = load_model(model, AutoModelForVisualQuestionAnswering, "mia_vqa")
         processor(text=questions)  # before any network reads the photo: have all of them words?
-        ask = GroundedVQAPipeline(
-            network,
-            processor=processor,
-            detector=found_network(detector, "detector"),
-            backbone=found_network(backbone, "backbone"),
-            grid=grid,
-            concept_detector=found_network(concept_detector, "model"),
-        )
+        ask = GroundedVQAPipeline(network, processor=processor, **networks)
         regions, concepts = ask.extract([image])
         count = len(questions)
         made = {"regions": regions and regions * count, "concepts": concepts and concepts * count}

@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .common import (
+    BackboneOption,
+    ConceptDetectorOption,
+    DetectorOption,
+    GridOption,
+    ModelOption,
     check_local_model,
     check_picture_name,
-    found_network,
     load_model,
+    photo_networks,
     print_json,
     print_table,
     save_picture,
@@ -27,17 +32,11 @@ if TYPE_CHECKING:
 
 def caption(
     photos: Annotated[list[str], typer.Argument(help="Image files or URLs.")],
-    model: Annotated[str, typer.Option(help="Output folder of `hf-grounding train`, or a model on the Hub.")],
-    detector: Annotated[
-        str | None, typer.Option(help="Of the regions, as of extract-features; default: that of the model's training.")
-    ] = None,
-    backbone: Annotated[str | None, typer.Option(help="Of the regions' features; default likewise.")] = None,
-    grid: Annotated[
-        int | None, typer.Option(min=1, help="Without detector: the cells of a grid, 7 for 7 x 7; default likewise.")
-    ] = None,
-    concept_detector: Annotated[
-        str | None, typer.Option("--concept_detector", help="Of the photo's likely words; default likewise.")
-    ] = None,
+    model: ModelOption,
+    detector: DetectorOption = None,
+    backbone: BackboneOption = None,
+    grid: GridOption = None,
+    concept_detector: ConceptDetectorOption = None,
     num_beams: Annotated[
         int | None, typer.Option("--num_beams", min=1, help="Width of the search; default: the model's own.")
     ] = None,
@@ -62,8 +61,7 @@ def caption(
             check_picture_name(path, option)
             if len(photos) > 1:
                 raise typer.BadParameter(f"{option} draws one photo, got {len(photos)}.")
-    if detector is not None and grid is not None:
-        raise typer.BadParameter("Give either --detector, for its regions, or --grid, for the cells of a grid.")
+    networks = photo_networks(detector, backbone, grid, concept_detector)
     check_local_model(model)
     with working():
         from transformers import AutoModelForImageTextToText
@@ -73,14 +71,7 @@ def caption(
 
         images = [load_photo(photo) for photo in photos]
         network, processor = load_model(model, AutoModelForImageTextToText, "mia", "ss_attention")
-        describe = GroundedCaptioningPipeline(
-            network,
-            processor=processor,
-            detector=found_network(detector, "detector"),
-            backbone=found_network(backbone, "backbone"),
-            grid=grid,
-            concept_detector=found_network(concept_detector, "model"),
-        )
+        describe = GroundedCaptioningPipeline(network, processor=processor, **networks)
         search: dict[str, Any] = {} if num_beams is None else {"num_beams": num_beams}
     for photo, image in zip(photos, images, strict=True):
         with working():

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from tqdm import tqdm
@@ -34,6 +34,19 @@ FOLDERS = {
     ),
 }
 DEBUG = "HF_GROUNDING_DEBUG"  # set to see the traceback of an error
+
+# Options of the commands that describe photos; `photo_networks` makes a pipeline's arguments of the last four.
+ModelOption = Annotated[str, typer.Option(help="Output folder of `hf-grounding train`, or a model on the Hub.")]
+DetectorOption = Annotated[
+    str | None, typer.Option(help="Of the regions, as of extract-features; default: that of the model's training.")
+]
+BackboneOption = Annotated[str | None, typer.Option(help="Of the regions' features; default likewise.")]
+GridOption = Annotated[
+    int | None, typer.Option(min=1, help="Without detector: the cells of a grid, 7 for 7 x 7; default likewise.")
+]
+ConceptDetectorOption = Annotated[
+    str | None, typer.Option("--concept_detector", help="Of the photo's likely words; default likewise.")
+]
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
@@ -175,6 +188,25 @@ def found_network(name: str | None, kind: str) -> str | None:
     path = below_data_root(name)
     check_local_model(path, kind)
     return path
+
+
+def photo_networks(
+    detector: str | None, backbone: str | None, grid: int | None, concept_detector: str | None
+) -> dict[str, Any]:
+    r"""The options that say where a photo's regions and concepts come from, as arguments of a pipeline.
+
+    Raises:
+        typer.BadParameter: If there are a detector and a grid.
+        FileNotFoundError: As [`found_network`].
+    """
+    if detector is not None and grid is not None:
+        raise typer.BadParameter("Give either --detector, for its regions, or --grid, for the cells of a grid.")
+    return {
+        "detector": found_network(detector, "detector"),
+        "backbone": found_network(backbone, "backbone"),
+        "grid": grid,
+        "concept_detector": found_network(concept_detector, "model"),
+    }
 
 
 def load_model(model: str, auto_class: Any, *kinds: str) -> tuple[Any, Any]:
