@@ -42,7 +42,11 @@ def draw_grounded_caption(
     font, margin = _font(max(14, width // 42)), max(6, width // 80)
     colors = _word_colors(caption, min(max_words, len(REGION_COLORS)))
     inner = width - 2 * margin
-    parts = [_photo_of_words(image, caption, colors, inner), _colored_text(caption, colors, inner, font)]
+    parts = [_photo_of_words(image, caption, colors, inner)]
+    if caption.region_prior is not None:
+        told = "Faint outlines: how much a region counts whatever the word."
+        parts.append(_line(told, inner, _font(max(12, width // 60)), QUIET))
+    parts.append(_colored_text(caption, colors, inner, font))
     if caption.region_weights is not None:
         shown = _content_words(caption)
         columns = min(5, max(3, len(shown)))

@@ -56,7 +56,8 @@ def evaluate(
             "--grounded_captions",
             dir_okay=False,
             writable=True,
-            help="Write a captioner's objects and their boxes to this JSON file, of captions written greedily.",
+            help="Write a captioner's objects and their boxes to this JSON file, of captions written greedily, and "
+            "people's to NAME_references.json.",
         ),
     ] = None,
     report: Annotated[

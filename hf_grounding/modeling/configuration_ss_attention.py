@@ -86,10 +86,20 @@ class SSAttentionConfig(MIAConfig):
         """Whether the model needs `class_probs`."""
         return self.uses_prior and self.ss_semantic_input == "classes"
 
+    @property
+    def learns_places(self) -> bool:
+        """Whether the loss asks which regions captions are about."""
+        return (self.uses_prior and self.grounding_loss_weight > 0) or self.attention_loss_weight > 0
+
     def validate_prior(self):
         for name in ("prior_weight", "grounding_loss_weight", "attention_loss_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)}.")
+        if self.attention_loss_weight > 0 and self.mia_iterations > 0:
+            raise ValueError(
+                "`attention_loss_weight` teaches which region a word is about, and rows behind Mutual Iterative "
+                "Attention are no single regions; set it or `mia_iterations` to 0."
+            )
         if self.num_object_classes < 1:
             raise ValueError(f"`num_object_classes` must be 1 or more, got {self.num_object_classes}.")
 

@@ -75,7 +75,8 @@ class PriorLayer(nn.Linear):
     def reset_parameters(self) -> None:
         super().reset_parameters()
         with torch.no_grad():
-            self.weight.abs_()
+            for parameter in self.parameters():  # a negative bias as well could silence a branch
+                parameter.abs_()
 
 
 class RegionPrior(nn.Module):
@@ -86,7 +87,7 @@ class RegionPrior(nn.Module):
     pixels are alike in bfloat16.
 
     Shapes: `semantic` (B, n, num_object_classes or feature_dim), `spatial` (B, n, 5 or feature_dim), `region_mask`
-    (B, n) -> log beta (B, n); beta is 0 on padding, each row sums to 1.
+    (B, n), with a region of each image -> log beta (B, n); beta is 0 on padding, each row sums to 1.
     """
 
     def __init__(self, config: SSAttentionConfig):
@@ -353,8 +354,13 @@ def _classes(class_probs: torch.Tensor | None, shape: torch.Size, num_classes: i
             f"`region_features`, got {came}. Extract regions with a detector, which gives them, or train with "
             "`ss_semantic_input: visual`."
         )
-    if not class_probs.detach().sum().isfinite():
-        raise ValueError("`class_probs` must be probabilities, and some are not finite; extract the regions again.")
+    if class_probs.numel():
+        low, high = class_probs.detach().aminmax()
+        if not (low >= 0 and high <= 1.001):  # half precision may round 1 up; NaN is neither
+            raise ValueError(
+                f"`class_probs` must be probabilities, in [0, 1], got {low:.1f} to {high:.1f}; extract the regions "
+                "again."
+            )
     if class_probs.shape[-1] == num_classes + 1:
         return class_probs[..., 1:]
     if class_probs.shape[-1] != num_classes:

@@ -66,6 +66,9 @@ class SSAttentionProcessor(MIAProcessor):
             phrases (list of `dict`): Of its captions, as data sets have them: "sentence", "start", "end" and "boxes",
                 xyxy in pixels of the image as it was annotated.
             image_size (`tuple[int, int]`): (height, width) of that image; it may have another than the regions'.
+
+        Raises:
+            ValueError: If a phrase has a box that is none.
         """
         record = best_regions(regions, self.max_regions)
         counts = [len(phrase["boxes"]) for phrase in phrases]
@@ -73,7 +76,10 @@ class SSAttentionProcessor(MIAProcessor):
         if sum(counts) and len(record):
             annotated = np.concatenate([phrase["boxes"] for phrase in phrases if len(phrase["boxes"])])
             found = scale_boxes(record.boxes, record.image_size, image_size)
-            overlaps = box_iou(found, annotated, plus_one=self.iou_plus_one)  # (num_regions, num_boxes)
+            try:
+                overlaps = box_iou(found, annotated, plus_one=self.iou_plus_one)  # (num_regions, num_boxes)
+            except ValueError as error:
+                raise ValueError(f"The boxes of the phrases of image {regions.image_id!r}: {error}") from error
             best = overlaps.argmax(axis=0).tolist()  # the first of equal ones
             kept = (overlaps.max(axis=0) > 0) | (not self.ignore_unmatched_boxes)
             matched = [row if keep else None for row, keep in zip(best, kept, strict=True)]
@@ -158,8 +164,14 @@ class SSAttentionProcessor(MIAProcessor):
     ) -> torch.Tensor:
         targets = torch.zeros(len(captions), num_tokens, num_regions)
         for number, words in enumerate(self.words_of_tokens(captions)):
+            of_caption = captions[number].split()
             for phrase in phrases[number]:
-                head = head_word(captions[number].split(), phrase.start, phrase.end)
+                if phrase.end > len(of_caption):
+                    raise ValueError(
+                        f"A phrase of the words {phrase.start} to {phrase.end} belongs to no caption of "
+                        f"{len(of_caption)}: '{captions[number]}'. Give phrases with the captions they are from."
+                    )
+                head = head_word(of_caption, phrase.start, phrase.end)
                 tokens = [] if head is None else np.flatnonzero(np.array(words) == head).tolist()
                 for token in tokens:
                     own = _one_hot([phrase], num_regions) / len(tokens)

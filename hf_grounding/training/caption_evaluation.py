@@ -78,7 +78,8 @@ def write_grounded_captions(
     Video Description read: `{"results": {"1007": [{"clss": ["man"], "idx_in_sent": [1], "bbox": [[0, 0, 9, 9]]}]}}`.
 
     Each entry also has its "caption". Boxes are in pixels of the images as they were annotated, where the rows tell
-    their "width" and "height".
+    their "width" and "height". Where they have phrases, `<name>_references.json` beside it holds people's captions with
+    the objects and boxes that the file is scored against.
 
     Raises:
         ValueError: For a captioner that knows no object words, or does not attend to detected regions.
@@ -99,6 +100,11 @@ def write_grounded_captions(
         for image_id, caption, size in zip(rows["image_id"], written, sizes, strict=True)
     }
     write_json(path, {"results": entries})
+    if "phrases" in rows.column_names:
+        classes = sorted(set(processor.object_words.values()))
+        annotated = rows.select_columns(["image_id", "captions", "phrases"])
+        references = {row["image_id"]: reference_objects(row, classes) for row in annotated}
+        write_json(path.with_name(f"{path.stem}_references.json"), {"annotations": references})
 
 
 def measure_objects(

@@ -326,7 +326,8 @@ def _check_classes(config: MIAConfig, num_object_classes: int | None) -> None:
 
 def _collator(model: MIAForCaptioning, processor: MIAProcessor, images: ImageInputs, rows: Dataset) -> Any:
     config = model.config
-    if not isinstance(processor, SSAttentionProcessor) or not isinstance(config, SSAttentionConfig):
+    grounded = isinstance(processor, SSAttentionProcessor) and isinstance(config, SSAttentionConfig)
+    if not grounded or not config.learns_places:
         return CaptioningCollator(processor, images)
     return GroundedCaptioningCollator(
         processor,

@@ -100,7 +100,8 @@ def build_caption_report(
         examples.append(Example("typical", grounded.caption, draw_grounded_caption(photo, grounded, width=480), note))
     rule = (
         f"{_spacing(len(rows), len(captions))}, with the caption written for it, where the photo is at hand. "
-        "The region that counted most when a word was written has its colour; in a word's panel brightness is weight."
+        "The region that counted most when a word was written has its colour; in a word's panel brightness is weight. "
+        "Faint outlines, where there are any, are the regions' prior."
     )
     return _report(title, results, settings, examples, rule)
 

@@ -1,11 +1,14 @@
 """Spatial-Semantic attention against golden numbers; each file's manifest says how they were made."""
 
+import numpy as np
 import pytest
 import torch
 
-from hf_grounding import SSAttentionCaptioner, SSAttentionConfig
+from hf_grounding import SSAttentionCaptioner, SSAttentionConfig, SSAttentionProcessor
 from hf_grounding.modeling.convert_mia import up_down_state_dict
-from hf_grounding.modeling.modeling_ss_attention import attention_loss, grounding_loss, location_vectors
+from hf_grounding.modeling.modeling_ss_attention import grounding_loss, location_vectors
+from hf_grounding.processing.caption_tokenizers import caption_tokenizer_from_words
+from hf_grounding.processing.regions import Regions, box_iou
 from tests.modeling.test_golden_captioning import Golden
 
 PUBLIC_NAMES = {
@@ -163,6 +166,16 @@ def test_the_grounding_loss_has_the_gradients_of_the_prior_and_reaches_nothing_e
         golden.check(f"grad_gnd_mean/ss.{theirs}.weight", trained[f"decoder.prior.{ours}.weight"])
 
 
-def test_attention_to_all_of_a_words_regions_alike_costs_log_of_their_number():
-    alpha, targets = torch.full((1, 2, 4), 0.25), torch.tensor([[[1.0, 1, 1, 1], [0, 0, 0, 0]]])
-    torch.testing.assert_close(attention_loss(alpha, targets), torch.tensor([4.0]).log())
+def test_annotated_boxes_belong_to_the_regions_of_the_largest_overlap(golden):
+    processor = SSAttentionProcessor(None, caption_tokenizer_from_words(["a"]))
+    for image, (width, height) in enumerate(golden["image_wh"].int().tolist()):
+        real = golden["region_mask"][image].bool()
+        boxes, overlaps = golden["boxes"][image][real], golden["iou_plus_one"][image][real]
+        annotated = golden["gt_boxes"][image][golden["gt_mask"][image].bool()]
+        golden_overlaps = overlaps[:, : len(annotated)]
+        np.testing.assert_allclose(box_iou(boxes.numpy(), annotated.numpy(), plus_one=True), golden_overlaps, atol=1e-9)
+        regions = Regions("photo", (height, width), boxes.numpy().astype(np.float32))
+        phrases = [{"sentence": 0, "start": 0, "end": 1, "boxes": [box]} for box in annotated.tolist()]
+        matched = processor.match_phrases(regions, phrases, (height, width))
+        expected = golden["gt_assignment"][image][golden["gt_mask"][image].bool()].tolist()
+        assert [phrase.regions for phrase in matched] == [() if row < 0 else (row,) for row in expected]

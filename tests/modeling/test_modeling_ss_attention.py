@@ -43,11 +43,12 @@ class TestSpatialSemanticAttention(CaptionerTesterMixin):
 # The equations
 
 
+@pytest.mark.parametrize("ss_bias", [False, True])
 @pytest.mark.parametrize("seed", range(20))
-def test_an_untrained_prior_has_something_to_learn_from_every_branch(seed):
+def test_an_untrained_prior_has_something_to_learn_from_every_branch(seed, ss_bias):
     torch.manual_seed(seed)
-    prior = RegionPrior(SSAttentionConfig(num_object_classes=7))
-    evidence = prior.evidence(torch.rand(2, 4, 7), torch.rand(2, 4, 5))
+    prior = SSAttentionCaptioner(small_config(NAME, 0, ss_bias=ss_bias)).decoder.prior
+    evidence = prior.evidence(torch.rand(2, 4, 5).softmax(dim=-1), torch.rand(2, 4, 5))
     assert (evidence > 0).all()
     assert (prior.score.weight > 0).all()
 
@@ -350,6 +351,10 @@ def test_the_papers_settings_are_the_defaults():
         ({"backbone_config": {"model_type": "resnet"}}, "detected regions; leave `backbone_config` out"),
         ({"location_order": "yxyx"}, "location_order"),
         ({"mia_iterations": -1}, "`mia_iterations` must be 0 or more"),
+        (
+            {"attention_loss_weight": 0.1, "mia_iterations": 1, "hidden_size": 1024},
+            "are no single regions; set it or `mia_iterations` to 0",
+        ),
     ],
 )
 def test_settings_that_cannot_work_say_why(settings, message):
@@ -408,7 +413,11 @@ def test_a_plain_up_down_tells_no_prior():
         ({"boxes": torch.full((3, 4, 4), torch.nan)}, r"`boxes` must be in \[0, 1\].*, got nan to nan"),
         ({"boxes": None}, "or train with `ss_spatial_input: visual`"),
         ({"class_probs": None}, "Extract regions with a detector, .*, or train with `ss_semantic_input: visual`"),
-        ({"class_probs": torch.full((3, 4, 5), torch.nan)}, "`class_probs` must be probabilities, and some are not"),
+        ({"class_probs": torch.full((3, 4, 5), torch.nan)}, r"`class_probs` must be probabilities.*, got nan to nan"),
+        (
+            {"class_probs": torch.full((3, 4, 5), -2.0)},
+            r"`class_probs` must be .* in \[0, 1\], got -2.0 to -2.0; extract",
+        ),
         ({"class_probs": None}, r"`class_probs` must be \(3, 4, 5\) as `region_features`, got nothing"),
         ({"class_probs": torch.zeros(3, 5, 5)}, r"`class_probs` must be \(3, 4, 5\) .*, got shape \(3, 5, 5\)"),
         (
@@ -424,6 +433,11 @@ def test_inputs_that_are_missing_or_do_not_fit_say_what_was_expected(change, mes
     model = small_captioner(NAME, 0, attention_loss_weight=1.0)
     with pytest.raises(ValueError, match=message):
         model(**{**inputs(), **change})
+
+
+def test_attention_to_all_of_a_words_regions_alike_costs_log_of_their_number():
+    alpha, targets = torch.full((1, 2, 4), 0.25), torch.tensor([[[1.0, 1, 1, 1], [0, 0, 0, 0]]])
+    torch.testing.assert_close(attention_loss(alpha, targets), torch.tensor([4.0]).log())
 
 
 def test_a_word_of_several_tokens_costs_their_mean():

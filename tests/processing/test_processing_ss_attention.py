@@ -153,11 +153,22 @@ def test_targets_are_of_the_last_word_with_a_letter():
             {"phrases": [[], [MatchedPhrase(0, 0, 1, (2,))]]},
             r"image 1 has the regions \(2,\), but the image has 1; match",
         ),
+        (
+            {"phrases": [[MatchedPhrase(0, 5, 9, (0,))], []], "attention_targets": True},
+            r"A phrase of the words 5 to 9 belongs to no caption of \d: 'a ",
+        ),
     ],
 )
 def test_phrases_of_other_captions_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         targets(**change)
+
+
+@pytest.mark.parametrize("box", [[0, 0, np.nan, 9], [9, 0, 5, 9]])
+def test_phrases_with_boxes_that_are_none_name_the_image(box):
+    phrases = [phrase(0, 0, 1, [0, 0, 9, 9]), phrase(0, 1, 2, box)]
+    with pytest.raises(ValueError, match=r"The boxes of the phrases of image '1': .*finite"):
+        make_processor().match_phrases(make_regions(2), phrases, (20, 200))
 
 
 # Words that name objects

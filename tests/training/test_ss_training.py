@@ -14,7 +14,6 @@ from hf_grounding.cli import app
 from hf_grounding.metrics import caption_metrics
 from hf_grounding.training.caption_data import CaptionsPerImage, GroundedCaptioningCollator, load_images
 from hf_grounding.training.common import load_split
-from hf_grounding.training.object_words import reference_objects
 from hf_grounding.training.recipe import Recipe
 from hf_grounding.training.report import result_tables
 from hf_grounding.training.run import evaluate, train
@@ -82,7 +81,8 @@ def test_the_best_regions_ground_at_least_as_well_as_the_captioners(run: Path):
     objects = json.loads((run / "results.json").read_text())["objects"]
     assert objects["oracle"]["f1_all"] >= objects["f1_all"]
     assert objects["region_recall"] > 0.5
-    assert 0 < max(objects["prior"]["spatial_alive"], objects["prior"]["semantic_alive"]) <= 1
+    assert 0 < objects["prior"]["spatial_alive"] <= 1
+    assert 0 < objects["prior"]["semantic_alive"] <= 1
     assert 0 < objects["given_captions"]["attention_correctness"] < 1
 
 
@@ -132,13 +132,9 @@ def test_the_parts_of_the_loss_are_logged_beside_their_sum(recipe_file: Path, tm
         assert entry["loss"] == pytest.approx(parts, rel=1e-4)
 
 
-def test_the_file_of_grounded_captions_is_scored_as_it_is(run: Path, recipe_file: Path, tmp_path: Path):
+def test_the_file_of_grounded_captions_is_scored_as_it_is(run: Path, tmp_path: Path):
     results = evaluate(run, grounded_captions=tmp_path / "written.json")
-    rows = load_split(Recipe.load(recipe_file), "val")
-    classes = sorted(set(SSAttentionProcessor.from_pretrained(run).object_words.values()))
-    references = {row["image_id"]: reference_objects(row, classes) for row in rows}
-    (tmp_path / "references.json").write_text(json.dumps(references))
-    files = [str(tmp_path / "written.json"), "--annotations", str(tmp_path / "references.json")]
+    files = [str(tmp_path / "written.json"), "--annotations", str(tmp_path / "written_references.json")]
     answer = CliRunner().invoke(app, ["evaluate", *files, "--json"])
     assert answer.exit_code == 0, answer.output
     scores = json.loads(answer.stdout)
