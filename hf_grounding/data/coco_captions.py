@@ -15,30 +15,29 @@ from __future__ import annotations
 import mmap
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datasets import BuilderConfig, DatasetInfo, Features, SplitGenerator, Version
+from datasets import DatasetInfo, SplitGenerator, Version
 
 from .json_files import JsonFile, captions_by_image
 from .schema import GROUNDING_FEATURES, AnnotationError
-from .source_files import SourceFilesBuilder, data_folder, hash_files
+from .source_files import CocoPhotosConfig, SourceFilesBuilder, data_folder, find_coco_photo
 
 __all__ = ["CocoCaptions", "CocoCaptionsConfig"]
 
 SPLIT_FILE = "dataset_coco.json"
 SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}  # its name of a split -> ours
 YEARS = (2014, 2017)
-PHOTO_DIRS = tuple(f"{split}{year}" for year in YEARS for split in ("train", "val"))
 
 _SPLIT_FILE_KEYS = ("images", "cocoid", "filepath", "filename", "split", "sentences", "raw")
 _OFFICIAL_KEYS = ("images", "id", "file_name", "width", "height", "annotations", "image_id", "caption")
 
 
 @dataclass(eq=False)  # BuilderConfig brings its own comparison
-class CocoCaptionsConfig(BuilderConfig):
+class CocoCaptionsConfig(CocoPhotosConfig):
     """Settings of [`CocoCaptions`].
 
     Args:
@@ -51,21 +50,17 @@ class CocoCaptionsConfig(BuilderConfig):
             which is there is an error.
     """
 
+    PHOTO_DIRS = tuple(f"{split}{year}" for year in YEARS for split in ("train", "val"))
+
     year: int | None = None
-    image_dir: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.year is not None and self.year not in YEARS:
             raise ValueError(f"`year` must be one of {', '.join(map(str, YEARS))}, got {self.year!r}.")
 
-    def create_config_id(self, config_kwargs: dict[str, Any], custom_features: Features | None = None) -> str:
-        """Names the cache folder after what is read, too: an edited file, or photos that came later, are seen."""
-        found = {
-            "contents": hash_files(dict.fromkeys(path for _, path in annotation_files(self))),
-            "photos": [name for name in PHOTO_DIRS if (_photo_root(self) / name).is_dir()],
-        }
-        return super().create_config_id({**config_kwargs, **found}, custom_features)
+    def annotations(self) -> Iterable[Path]:
+        return dict.fromkeys(path for _, path in annotation_files(self))
 
 
 class CocoCaptions(SourceFilesBuilder):
@@ -107,16 +102,7 @@ class CocoCaptions(SourceFilesBuilder):
             # One with folders in it would read outside the data folder.
             if os.path.basename(name) != name or name in ("", ".", ".."):
                 raise AnnotationError(f"{where}: the photo's folder and file must be plain names, got {name!r}.")
-        folder = _photo_root(self.config) / row.photo_dir
-        photo = folder / row.file_name
-        if photo.is_file():
-            return photo
-        if self.config.image_dir is None and not folder.is_dir():
-            return None
-        raise AnnotationError(
-            f"{where}: its photo '{photo}' is not there. Complete the folder, or give another `image_dir`; with "
-            "neither folder nor `image_dir` the rows have no photos."
-        )
+        return find_coco_photo(self.config, row.photo_dir, row.file_name, where)
 
 
 class _Row(NamedTuple):
@@ -162,10 +148,6 @@ def annotation_files(config: CocoCaptionsConfig) -> list[tuple[str, Path]]:
         f"'{folder}' has no captions of COCO: expected {also}'annotations/captions_train{years}.json' and "
         f"'captions_val{years}.json'. Give the right folder as `data_dir`."
     )
-
-
-def _photo_root(config: CocoCaptionsConfig) -> Path:
-    return Path(os.path.abspath(data_folder(config) / (config.image_dir or ".")))
 
 
 def _splits_of(path: Path) -> list[str]:

@@ -16,15 +16,15 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datasets import BuilderConfig, DatasetInfo, Features, SplitGenerator, Version
+from datasets import DatasetInfo, SplitGenerator, Version
 
 from .schema import GROUNDING_FEATURES, AnnotationError
-from .source_files import SourceFilesBuilder, data_folder, hash_files
+from .source_files import SourceFilesBuilder, SourceFilesConfig, data_folder
 
 __all__ = ["Daquar", "DaquarConfig"]
 
@@ -42,7 +42,7 @@ _QUESTION_TYPES = (
 
 
 @dataclass(eq=False)  # BuilderConfig brings its own comparison
-class DaquarConfig(BuilderConfig):
+class DaquarConfig(SourceFilesConfig):
     """Settings of [`Daquar`].
 
     Args:
@@ -60,10 +60,8 @@ class DaquarConfig(BuilderConfig):
         if self.layout is not None and self.layout not in LAYOUTS:
             raise ValueError(f"`layout` must be one of {', '.join(LAYOUTS)}, got {self.layout!r}.")
 
-    def create_config_id(self, config_kwargs: dict[str, Any], custom_features: Features | None = None) -> str:
-        """Names the cache folder after the contents of the annotations too, so that an edited file is read again."""
-        contents = hash_files(split_files(self).values())
-        return super().create_config_id({**config_kwargs, "contents": contents}, custom_features)
+    def annotations(self) -> Iterable[Path]:
+        return split_files(self).values()
 
 
 class Daquar(SourceFilesBuilder):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -19,11 +19,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import BuilderConfig, DatasetInfo, Features, SplitGenerator, Version
+from datasets import DatasetInfo, SplitGenerator, Version
 
 from .flickr30k_parsing import parse_annotation, parse_sentences, read_source
 from .schema import GROUNDING_FEATURES, AnnotationError
-from .source_files import SourceFilesBuilder, data_folder, hash_files
+from .source_files import SourceFilesBuilder, SourceFilesConfig, data_folder
 
 __all__ = ["Flickr30kEntities", "Flickr30kEntitiesConfig"]
 
@@ -34,7 +34,7 @@ SHARD_SIZE = 256  # images; the unit that processes and streaming workers share 
 
 
 @dataclass(eq=False)  # BuilderConfig brings its own comparison
-class Flickr30kEntitiesConfig(BuilderConfig):
+class Flickr30kEntitiesConfig(SourceFilesConfig):
     """Settings of [`Flickr30kEntities`].
 
     Args:
@@ -45,10 +45,8 @@ class Flickr30kEntitiesConfig(BuilderConfig):
 
     image_dir: str | None = None
 
-    def create_config_id(self, config_kwargs: dict[str, Any], custom_features: Features | None = None) -> str:
-        """Names the cache folder after the contents of the annotations too, so that an edited file is read again."""
-        contents = hash_files(annotation_files(data_folder(self)))
-        return super().create_config_id({**config_kwargs, "contents": contents}, custom_features)
+    def annotations(self) -> Iterable[Path]:
+        return annotation_files(data_folder(self))
 
 
 class Flickr30kEntities(SourceFilesBuilder):

@@ -15,17 +15,16 @@ people gave it is the one that counts for vocabularies of answers. Accuracy and 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datasets import BuilderConfig, DatasetInfo, Features, SplitGenerator, Version
+from datasets import DatasetInfo, SplitGenerator, Version
 
 from .json_files import JsonFile, refuse
 from .schema import GROUNDING_FEATURES, AnnotationError
-from .source_files import SourceFilesBuilder, data_folder, hash_files
+from .source_files import CocoPhotosConfig, SourceFilesBuilder, data_folder, find_coco_photo
 
 __all__ = ["VqaV2", "VqaV2Config"]
 
@@ -59,11 +58,10 @@ _SUBSET = {
     "val": _Source("vqa_questions_valid", "vqa_annotations_valid", "train2014"),
 }
 _ID_DIGITS = 12  # in the names of photos
-PHOTO_DIRS = ("train2014", "val2014", "test2015")
 
 
 @dataclass(eq=False)  # BuilderConfig brings its own comparison
-class VqaV2Config(BuilderConfig):
+class VqaV2Config(CocoPhotosConfig):
     """Settings of [`VqaV2`].
 
     Args:
@@ -73,16 +71,10 @@ class VqaV2Config(BuilderConfig):
             `image`: models train from stored regions. A photo that is missing from a folder which is there is an error.
     """
 
-    image_dir: str | None = None
+    PHOTO_DIRS = ("train2014", "val2014", "test2015")
 
-    def create_config_id(self, config_kwargs: dict[str, Any], custom_features: Features | None = None) -> str:
-        """Names the cache folder after what is read, too: an edited file, or photos that came later, are seen."""
-        paths = [path for files in source_files(self).values() for path in files if path is not None]
-        found = {
-            "contents": hash_files(paths),
-            "photos": [name for name in PHOTO_DIRS if (_photo_root(self) / name).is_dir()],
-        }
-        return super().create_config_id({**config_kwargs, **found}, custom_features)
+    def annotations(self) -> Iterable[Path]:
+        return [path for files in source_files(self).values() for path in files if path is not None]
 
 
 class VqaV2(SourceFilesBuilder):
@@ -133,16 +125,7 @@ class VqaV2(SourceFilesBuilder):
             raise AnnotationError(
                 f"{where}: the image's id must be COCO's number of it, of at most {_ID_DIGITS} digits."
             )
-        folder = _photo_root(self.config) / photo_dir
-        photo = folder / f"COCO_{photo_dir}_{int(image_id):0{_ID_DIGITS}d}.jpg"
-        if photo.is_file():
-            return photo
-        if self.config.image_dir is None and not folder.is_dir():
-            return None
-        raise AnnotationError(
-            f"{where}: its photo '{photo}' is not there. Complete the folder, or give another `image_dir`; with "
-            "neither folder nor `image_dir` the rows have no photos."
-        )
+        return find_coco_photo(self.config, photo_dir, f"COCO_{photo_dir}_{int(image_id):0{_ID_DIGITS}d}.jpg", where)
 
 
 def questions_by_image(questions: str | Path, annotations: str | Path | None) -> dict[str, list[dict[str, Any]]]:
@@ -229,7 +212,3 @@ def _sources(config: VqaV2Config) -> dict[str, _Source]:
 def _json_file(folder: Path, name: str) -> Path | None:
     candidates = (folder / f"{name}.json", folder / f"{name}.json.gz")
     return next((path for path in candidates if path.is_file()), None)
-
-
-def _photo_root(config: VqaV2Config) -> Path:
-    return Path(os.path.abspath(data_folder(config) / (config.image_dir or ".")))
