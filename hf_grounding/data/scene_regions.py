@@ -64,9 +64,6 @@ class SceneDetector:
         depth_feature (`bool`): Put behind all others how near a region's object is, as a depth camera sees it: k for
             the k-th object in drawing order, 0 for distractors. Mean colours hardly tell which of two objects hides
             the other.
-        place_grid (`int`): Put behind these how much of each cell of a grid over the image the box covers, as share of
-            the cell, row by row from the top; 0 for none. Boxes that overlap cover the same cells, which a product of
-            their features tells and one of their corners does not.
         attributes (names): The setting of the same name that the scenes were drawn with.
 
     Raises:
@@ -83,14 +80,13 @@ class SceneDetector:
     feature_grid: int = 4
     class_features: bool = False
     depth_feature: bool = False
-    place_grid: int = 0
     attributes: tuple[str, ...] = ATTRIBUTES
 
     def __post_init__(self) -> None:
         if not 0 <= self.jitter < 0.5:
             raise ValueError(f"`jitter` must be 0 or more and below 0.5, got {self.jitter}.")
         _check_shares(miss_rate=self.miss_rate, confusion=self.confusion)
-        for name, least in {"num_distractors": 0, "feature_grid": 1, "place_grid": 0}.items():
+        for name, least in {"num_distractors": 0, "feature_grid": 1}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` must be {least} or more, got {getattr(self, name)}.")
         object.__setattr__(self, "attributes", known_attributes(self.attributes))
@@ -130,8 +126,6 @@ class SceneDetector:
             nearness = np.arange(1, len(objects) + 1)
             depth = np.concatenate([nearness[found], np.zeros(len(distractors))]).astype(np.float32)
             features = np.concatenate([features, depth[:, None]], axis=1)
-        if self.place_grid:
-            features = np.concatenate([features, cover_cells(boxes, image_size, self.place_grid)], axis=1)
         regions = Regions(
             row["image_id"],
             (image_size[0], image_size[1]),
@@ -195,24 +189,6 @@ def pool_pixels(pixels: np.ndarray, boxes: np.ndarray, grid: int) -> np.ndarray:
     rows = down.reshape(-1, height) @ (pixels.reshape(height, -1) / np.float32(255))
     cells = across[:, None] @ rows.reshape(len(boxes), grid, width, channels)  # (num_regions, grid, grid, 3)
     return cells.reshape(len(boxes), grid * grid * channels)
-
-
-def cover_cells(boxes: np.ndarray, image_size: tuple[int, ...], grid: int) -> np.ndarray:
-    r"""The share of each cell of a grid over the image that a box covers.
-
-    Args:
-        boxes (`np.ndarray` of shape `(num_regions, 4)`): xyxy in pixels.
-        image_size: (height, width).
-        grid (`int`): Cells across and down.
-
-    Returns:
-        `np.ndarray` of shape `(num_regions, grid * grid)`, float32 in [0, 1].
-    """
-    edges = np.arange(grid + 1)
-    low, high = boxes[:, :2, None] * grid, boxes[:, 2:, None] * grid  # (num_regions, 2, 1), of x and y
-    extent = np.array(image_size[::-1])[:, None]  # (width, height)
-    shares = (np.minimum(high / extent, edges[1:]) - np.maximum(low / extent, edges[:-1])).clip(min=0)
-    return (shares[:, 1, :, None] * shares[:, 0, None]).reshape(len(boxes), grid * grid).astype(np.float32)
 
 
 def _cell_weights(spans: np.ndarray, grid: int, length: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from PIL import Image
 from hf_grounding.data import GROUNDING_FEATURES, load_grounding_dataset
 from hf_grounding.data.region_store import RegionStore, RegionStoreWriter
 from hf_grounding.data.scene_drawing import COLORS, SHAPES, VOCABULARY
-from hf_grounding.data.scene_regions import SCENE_CLASSES, SceneDetector, cover_cells, pool_pixels, scene_concepts
+from hf_grounding.data.scene_regions import SCENE_CLASSES, SceneDetector, pool_pixels, scene_concepts
 from hf_grounding.data.scenes import redraw_scene, scene_row
 from hf_grounding.processing.regions import PER_REGION, box_iou
 from tests.common import REPO, run_python
@@ -309,17 +309,3 @@ def test_features_may_have_depth_behind_all_others_nearest_last_drawn():
     nearness = {item.box: place for place, item in enumerate(objects, start=1)}
     assert len(nearness) == len(objects) < len(deep.boxes)  # the rest are distractors
     assert deep.region_features[:, -1].tolist() == [nearness.get(tuple(box), 0) for box in deep.boxes.tolist()]
-
-
-def test_features_may_tell_which_cells_of_the_image_a_box_covers():
-    boxes = np.array([[0, 0, 32, 16], [48, 8, 64, 64], [10, 10, 10, 20]], dtype=np.float32)
-    cells = cover_cells(boxes, (64, 64), 2).reshape(3, 2, 2)  # of 32 pixels
-    assert cells[0].tolist() == [[0.5, 0], [0, 0]]
-    assert cells[1].tolist() == [[0, 0.5 * 0.75], [0, 0.5]]
-    assert not cells[2].any()
-    row = scene_row(0, "train", 3, 64, ("color", "shape"))
-    plain = SceneDetector(attributes=("color", "shape"))
-    placed = replace(plain, place_grid=8)(row)
-    np.testing.assert_array_equal(placed.region_features[:, :-64], plain(row).region_features)
-    areas = (placed.boxes[:, 2:] - placed.boxes[:, :2]).prod(axis=1)
-    np.testing.assert_allclose(placed.region_features[:, -64:].sum(axis=1), areas / 64, rtol=1e-5)
