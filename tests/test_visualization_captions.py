@@ -104,6 +104,7 @@ def test_the_prior_shows_as_faint_outlines_below_the_words_regions(ground):
     strong, weak = changed((104, 120, 116, 280)), changed((494, 300, 506, 700))  # left of region 2, right of region 0
     assert strong > 1.5 * weak > 30  # as the roots of .6 and .2
     assert area(after, REGION_COLORS[0]) == area(before, REGION_COLORS[0])  # the dog's box is drawn over it
+    assert after.height > before.height + 12  # a line says what the outlines are
 
 
 def test_words_without_boxes_and_captions_without_words_are_drawn(photo):
