@@ -18,8 +18,9 @@ demo: $(READY)
 	$(BIN)/hf-grounding evaluate $(DEMO)/mia_scenes --split test
 	$(BIN)/hf-grounding train ss_attention_scenes --num_train_epochs 6 --output_dir $(DEMO)/ss_attention_scenes
 	$(BIN)/hf-grounding evaluate $(DEMO)/ss_attention_scenes --split test
-	$(BIN)/hf-grounding train vqa_scenes --dataset.options.num_train 3000 --question_hidden_size 128 \
-		--num_train_epochs 3 --output_dir $(DEMO)/vqa_scenes
+	$(BIN)/hf-grounding train vqa_scenes --mia_iterations 0 --question_hidden_size 128 --per_device_train_batch_size 64 \
+		--num_train_epochs 3 --dataset.options.num_train 3000 --dataset.options.num_val 300 \
+		--dataset.options.num_test 300 --output_dir $(DEMO)/vqa_scenes
 	$(BIN)/hf-grounding evaluate $(DEMO)/vqa_scenes --split test
 
 test: $(READY)
