@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -51,7 +52,7 @@ def answer(
         if len(questions) > 1:
             raise typer.BadParameter(f"--draw draws one answer, got {len(questions)} questions.")
     for question in questions:
-        if Path(question).is_file():
+        if os.path.isfile(question):  # `Path.is_file` raises where a text is too long for a name
             raise typer.BadParameter(f"'{question}' is a file. Give one photo, and then questions about it.")
     networks = photo_networks(detector, backbone, grid, concept_detector)
     check_local_model(model)

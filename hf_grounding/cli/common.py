@@ -103,10 +103,12 @@ def _drop_unwritten_output() -> None:
 @contextmanager
 def working(level: int = logging.WARNING) -> Iterator[None]:
     """What libraries print goes to stderr, as do our log messages from `level` on; no bars for loading weights."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as transformers_logging
 
     logging.basicConfig(format="%(message)s")
     logging.getLogger("hf_grounding").setLevel(level)
+    hub_logging.disable_propagation()  # it has a handler of its own
     transformers_logging.disable_progress_bar()
     with redirect_stdout(sys.stderr), warnings.catch_warnings():
         # A warning is for people here: its words, not the line of code.

@@ -50,6 +50,12 @@ def test_with_json_it_prints_one_line_for_each_question(photo, model):
     assert [word["phrase"] for word in lines[1]["groundings"][1:]] == ["what", "is", "on", "the", "grass"]
 
 
+def test_a_question_may_be_longer_than_a_file_name(photo, model):
+    answer = run("answer", photo, "what is on the grass " * 15, "--model", model, "--json")
+    assert answer.code == 0, answer.err
+    assert len(json.loads(answer.out)["groundings"]) == 1 + 14
+
+
 def test_it_draws_the_regions_and_the_answers(photo, model, tmp_path):
     answer = run("answer", photo, QUESTIONS[0], "--model", model, "--draw", tmp_path / "new" / "answer.png")
     assert answer.code == 0, answer.err

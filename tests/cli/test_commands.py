@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging.handlers
 import os
 import subprocess
 import sys
@@ -136,6 +137,18 @@ def test_evaluate_takes_the_data_of_another_recipe_and_regions_as_a_baseline(tra
     centre, region = (baselines[name]["pointing_accuracy"] for name in ("image centre", "most confident region"))
     assert region == centre  # the only region is the image
     assert one_line(answer.out)["model"] == one_line(run("evaluate", trained.model, "--json").out)["model"]
+
+
+def test_what_the_hub_reports_is_printed_once():
+    told = logging.handlers.BufferingHandler(capacity=9)
+    logging.getLogger().addHandler(told)  # where the command prints too
+    try:
+        with common.working():
+            logging.getLogger("huggingface_hub").warning("Retrying.")
+    finally:
+        logging.getLogger().removeHandler(told)
+    assert logging.getLogger("huggingface_hub").handlers
+    assert not told.buffer
 
 
 def test_a_missing_file_of_regions_leaves_the_baseline_out_and_says_so(trained, caplog):
