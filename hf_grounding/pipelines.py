@@ -258,6 +258,11 @@ class _RegionPipeline(_PhotoPipeline):
     @cached_property
     def _extractor(self) -> RegionExtractor | GridExtractor:
         settings = {name: value for name, value in self.extraction.items() if name != "concept_detector"}
+        if "scene_detector" in settings:
+            raise ValueError(
+                "The model was trained on simulated regions of generated scenes, which no network finds in a photo. "
+                "Train one on photos, or give `regions` of [`SceneDetector`]."
+            )
         if not {"detector", "grid"} & settings.keys():
             raise ValueError(
                 "The model does not say where its regions came from (`processor.extraction`). Give `detector` and "

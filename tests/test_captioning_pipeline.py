@@ -213,6 +213,7 @@ def test_saved_it_loads_with_its_processor_and_extraction(pipe, sources, tmp_pat
     ("changes", "message"),
     [
         ({"detector": None}, "does not say where its regions came from .* Give `detector` and `backbone`, or `grid`"),
+        ({"scene_detector": {}}, "trained on simulated regions of generated scenes.* Train one on photos"),
         ({"backbone": None}, "regions have no features: give the `backbone` of the model's training"),
         (
             {"concept_detector": None},

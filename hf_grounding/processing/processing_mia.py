@@ -29,7 +29,8 @@ class MIAProcessor(ProcessorMixin):
         max_regions (`int`): Regions of an image, the best ones; 36 in the paper, 49 grid cells.
         max_concepts (`int`): Concepts of an image, the most probable ones.
         extraction (`dict`, *optional*): Where regions and concepts of the training came from, which a photo needs as
-            well: "detector", "backbone" or "grid", "concept_detector", and further arguments of [`RegionExtractor`].
+            well: "detector", "backbone" or "grid", "concept_detector", and further arguments of [`RegionExtractor`]; or
+            "scene_detector", arguments of the [`SceneDetector`] that simulated them.
         object_words (`dict`, *optional*): Words of captions that name an object -> the object's class. Known, written
             captions say which of their words are objects.
 

@@ -214,6 +214,14 @@ def load_inputs(recipe: Recipe, rows: Dataset, split: str) -> ImageInputs:
     return images
 
 
+def extraction_of(recipe: Recipe) -> dict[str, Any] | None:
+    """What `processor.extraction` of a model trained by the recipe says: how a photo's regions are made, or that those
+    of the training were simulated."""
+    if recipe.dataset.name == "scenes" and recipe.backbone is None:
+        return {"scene_detector": _attributes(recipe) | recipe.images.scene_detector}
+    return recipe.images.extraction
+
+
 def _regions(recipe: Recipe, rows: Dataset) -> Mapping[str, Regions] | RegionStore:
     if recipe.dataset.name == "scenes":
         detector = SceneDetector(**_attributes(recipe), **recipe.images.scene_detector)

@@ -32,6 +32,7 @@ from .caption_data import (
     CaptionsPerImage,
     GroundedCaptioningCollator,
     ImageInputs,
+    extraction_of,
     load_images,
 )
 from .caption_evaluation import measure_captioner, report_captioner, write_captions, write_grounded_captions
@@ -284,7 +285,7 @@ def build_captioner(
     options: dict[str, Any] = {"max_regions": sources.max_regions, "max_concepts": sources.max_concepts}
     if isinstance(config, SSAttentionConfig):
         options |= {name: getattr(config, name) for name in ("iou_plus_one", "ignore_unmatched_boxes")}
-    return model, processor_class(image_processor, tokenizer, extraction=sources.extraction, **options)
+    return model, processor_class(image_processor, tokenizer, extraction=extraction_of(recipe), **options)
 
 
 def _listed_classes(recipe: Recipe) -> list[str] | None:

@@ -23,7 +23,7 @@ from ..processing.processing_mia_vqa import LOCATION_SIZE, MIAVQAProcessor
 from ..processing.question_tokenizers import train_question_tokenizer
 from ..processing.words import load_word_vectors
 from .arguments import RecipeTrainingArguments
-from .caption_data import ImageInputs, load_inputs
+from .caption_data import ImageInputs, extraction_of, load_inputs
 from .checkpoints import start_from
 from .common import (
     REPORT_FILE,
@@ -210,7 +210,7 @@ def build_answerer(
         max_regions=sources.max_regions,
         max_concepts=sources.max_concepts,
         append_locations=sources.append_locations,
-        extraction=sources.extraction,
+        extraction=extraction_of(recipe),
     )
     return model, processor
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 from hf_grounding.data.region_store import RegionStoreWriter
+from hf_grounding.data.scene_regions import SceneDetector
 from hf_grounding.metrics import caption_metrics
 from hf_grounding.metrics.cider import cider
 from hf_grounding.modeling.modeling_mia import MIAForCaptioning
@@ -108,6 +109,13 @@ def _results(folder: Path) -> dict[str, Any]:
 
 
 # A whole run
+
+
+def test_a_captioner_of_scenes_knows_that_its_regions_were_simulated(run: Path, recipe_file: Path):
+    recipe, processor = Recipe.load(recipe_file), MIAProcessor.from_pretrained(run)
+    scenes = load_split(recipe, "val")
+    regions = SceneDetector(**processor.extraction["scene_detector"])(scenes[0])
+    assert regions.settings == load_images(recipe, scenes, "val").regions[scenes["image_id"][0]].settings
 
 
 def test_the_loss_falls_and_captions_are_those_of_their_images(run: Path, recipe_file: Path):

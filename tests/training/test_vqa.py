@@ -285,6 +285,14 @@ def test_it_learns_its_questions_from_their_images(run: Path):
     assert [each.answers[0][0] for each in grounded] == answers[:3]
 
 
+def test_an_answerer_of_scenes_knows_that_its_regions_were_simulated(run: Path):
+    recipe = Recipe.load(run)
+    extraction = {
+        "scene_detector": {"attributes": recipe.dataset.options["attributes"], **recipe.images.scene_detector}
+    }
+    assert MIAVQAProcessor.from_pretrained(run).extraction == extraction
+
+
 def test_evaluation_repeats_the_numbers_of_the_training(run: Path, tmp_path: Path):
     saved, results = results_of(run), evaluate(run, answers=tmp_path / "answers.json", report=tmp_path / "report.html")
     assert results["answers"] == saved["answers"]
