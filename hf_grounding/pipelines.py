@@ -261,7 +261,7 @@ class _RegionPipeline(_PhotoPipeline):
         if "scene_detector" in settings:
             raise ValueError(
                 "The model was trained on simulated regions of generated scenes, which no network finds in a photo. "
-                "Train one on photos, or give `regions` of [`SceneDetector`]."
+                "Train one on photos, or give `regions` of a `SceneDetector`."
             )
         if not {"detector", "grid"} & settings.keys():
             raise ValueError(

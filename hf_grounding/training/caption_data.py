@@ -217,14 +217,20 @@ def load_inputs(recipe: Recipe, rows: Dataset, split: str) -> ImageInputs:
 def extraction_of(recipe: Recipe) -> dict[str, Any] | None:
     """What `processor.extraction` of a model trained by the recipe says: how a photo's regions are made, or that those
     of the training were simulated."""
-    if recipe.dataset.name == "scenes" and recipe.backbone is None:
-        return {"scene_detector": _attributes(recipe) | recipe.images.scene_detector}
-    return recipe.images.extraction
+    given = recipe.images.extraction
+    if given is None and recipe.dataset.name == "scenes" and recipe.backbone is None:
+        return {"scene_detector": _simulation(recipe)}
+    return given
+
+
+def _simulation(recipe: Recipe) -> dict[str, Any]:
+    """Arguments of the [`SceneDetector`] of a recipe on scenes."""
+    return _attributes(recipe) | recipe.images.scene_detector
 
 
 def _regions(recipe: Recipe, rows: Dataset) -> Mapping[str, Regions] | RegionStore:
     if recipe.dataset.name == "scenes":
-        detector = SceneDetector(**_attributes(recipe), **recipe.images.scene_detector)
+        detector = SceneDetector(**_simulation(recipe))
         return {row["image_id"]: detector(row) for row in rows}
     if recipe.images.store is None:
         raise ValueError("Section `regions` names no `store`; make one with `hf-grounding extract-features`.")
