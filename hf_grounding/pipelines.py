@@ -226,7 +226,7 @@ class _RegionPipeline(_PhotoPipeline):
     @property
     def reads_concepts(self) -> bool:
         """Whether the model reads concepts."""
-        raise NotImplementedError
+        return self.model.config.uses_concepts
 
     @property
     def _feature_size(self) -> int:
@@ -346,10 +346,6 @@ class GroundedCaptioningPipeline(_RegionPipeline):
     def reads_regions(self) -> bool:
         return self.model.config.uses_regions and not self.reads_photos
 
-    @property
-    def reads_concepts(self) -> bool:
-        return self.model.config.uses_concepts
-
     def __call__(self, image: Any, regions: Any = None, concepts: Any = None, **kwargs: Any) -> Any:
         r"""
         Args:
@@ -387,20 +383,26 @@ class GroundedCaptioningPipeline(_RegionPipeline):
 
         Returns:
             Weights of the regions (iterations, num_rows, num_regions) and of the concepts (iterations, num_rows,
-            num_concepts), of as many as there are rows.
+            num_concepts), of as many as there are rows. Concepts have fewer iterations, or none, where the model
+            behind the module does not depend on more.
 
         Raises:
-            ValueError: If the model has no such module.
+            ValueError: If the model has no such module, or one that refines no regions.
         """
-        if not self.model.config.mia_iterations:
+        module = self.model.model.mia
+        if module is None:
             raise ValueError("The model has no mutual iterative attention (`config.mia_iterations` is 0).")
+        if "visual" not in module.steps:
+            raise ValueError("The module of this model refines no regions (`config.mia_output` is 'textual').")
         shown: dict[str, Any] = {"images": [regions]} if isinstance(regions, Image.Image) else {"regions": regions}
-        inputs = self.processor(**shown, concepts=[concepts]).to(self.device)
+        if self.reads_concepts:
+            shown["concepts"] = [concepts]
+        inputs = self.processor(**shown).to(self.device)
         refined = self.model.model(**inputs, output_attentions=True)
-        visual, textual = (
-            torch.cat(accumulated_attention(attentions)).float().cpu().numpy()
-            for attentions in (refined.attentions, refined.textual_attentions)
-        )
+        visual = torch.cat(accumulated_attention(refined.attentions)).float().cpu().numpy()
+        if not refined.textual_attentions:
+            return visual, np.zeros((0, visual.shape[1], 0), dtype=visual.dtype)
+        textual = torch.cat(accumulated_attention(refined.textual_attentions)).float().cpu().numpy()
         return visual, textual[..., : inputs["concept_ids"].shape[1]]
 
     def _sanitize_parameters(
@@ -482,10 +484,6 @@ class GroundedVQAPipeline(_RegionPipeline):
                 raise ValueError(
                     f"The processor has {own} {name} and the model {models}; give the processor that was saved with it."
                 )
-
-    @property
-    def reads_concepts(self) -> bool:
-        return self.model.config.mia_iterations > 0
 
     @property
     def _feature_size(self) -> int:

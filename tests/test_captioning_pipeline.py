@@ -201,6 +201,26 @@ def test_accumulated_attention_of_one_iteration_is_that_of_the_module(pipe):
     np.testing.assert_allclose(textual.sum(axis=-1), 1, atol=1e-5)
 
 
+@pytest.mark.parametrize(("attention", "textual_iterations"), [("mutual", 1), ("self", 0)])
+def test_refined_regions_alone_have_their_accumulated_attention(sources, tmp_path, attention, textual_iterations):
+    settings = {"mia_attention": attention, "mia_output": "visual"}
+    describe = captioner(tmp_path, sources.extraction, settings)
+    (regions,), concepts = describe.extract([noise()])
+    assert (concepts is None) == (attention == "self")
+    visual, textual = describe.accumulated_attentions(regions, concepts[0] if concepts else [])
+    assert visual.shape == (2, len(regions), len(regions))
+    assert textual.shape[:2] == (textual_iterations, len(regions))
+    np.testing.assert_allclose(visual.sum(axis=-1), 1, atol=1e-5)
+
+
+def test_without_refined_regions_there_is_nothing_to_accumulate(sources, tmp_path):
+    settings = {"decoder_type": "concept_attention", "mia_attention": "self", "mia_output": "textual"}
+    describe = captioner(tmp_path, {"concept_detector": str(sources.concept_detector)}, settings)
+    (written,), (_, (concepts,)) = describe([noise()]), describe.extract([noise()])
+    with pytest.raises(ValueError, match="refines no regions"):
+        describe.accumulated_attentions(written.regions, concepts)
+
+
 def test_saved_it_loads_with_its_processor_and_extraction(pipe, sources, tmp_path):
     pipe.save_pretrained(tmp_path)
     processor = AutoProcessor.from_pretrained(tmp_path)

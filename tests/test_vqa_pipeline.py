@@ -65,8 +65,13 @@ def test_photos_and_questions_may_be_lists_of_one_length_or_one(pipe):
         pipe(noise())
 
 
-def test_a_model_that_reads_no_concepts_is_given_none(sources, tmp_path):
-    folder = save_answerer(tmp_path, sources.extraction, mia_iterations=0)
+@pytest.mark.parametrize("settings", [{"mia_iterations": 0}, {"mia_attention": "self", "mia_output": "visual"}])
+def test_a_model_that_reads_no_concepts_is_given_none(sources, tmp_path, settings):
+    extraction = {name: path for name, path in sources.extraction.items() if name != "concept_detector"}
+    folder = save_answerer(tmp_path, extraction | FOUR, answer_head="up_down", **settings)
+    bare = pipeline("grounded-vqa", model=str(folder))
+    assert bare.extract([noise()])[1] is None
+    assert len(bare(noise(), QUESTIONS[0]).groundings) == 1
     with pytest.raises(ValueError, match="The model reads no concepts, so leave out `concept_detector`"):
         pipeline("grounded-vqa", model=str(folder), concept_detector=str(sources.concept_detector))
 
@@ -111,14 +116,6 @@ def test_regions_that_are_there_already_are_not_made_again(pipe, tmp_path):
     assert_equal(given, pipe(noise(), QUESTIONS[0]))
     with pytest.raises(ValueError, match=r"does not say where its regions came from \(`processor.extraction`\)"):
         bare(noise(), QUESTIONS[0])
-
-
-def test_without_the_module_no_concepts_are_made(sources, tmp_path):
-    extraction = {name: path for name, path in sources.extraction.items() if name != "concept_detector"}
-    save_answerer(tmp_path, extraction | FOUR, answer_head="up_down", mia_iterations=0)
-    bare = pipeline("grounded-vqa", model=str(tmp_path))
-    assert bare.extract([noise()])[1] is None
-    assert len(bare(noise(), QUESTIONS[0]).groundings) == 1
 
 
 def test_regions_of_another_width_and_models_of_another_kind_are_refused(pipe, sources, tmp_path):

@@ -33,7 +33,8 @@ class MIAModuleConfig(PreTrainedConfig):
         mia_output (`str`): What the model behind it sees: "both" the fused rows wherever it reads regions or concepts,
             "visual" only refined regions, "textual" only refined concepts (Table 4).
         mia_order (`str`): Which side is refined first, "visual_first" or "textual_first".
-        mia_attention (`str`): "mutual", or "self" for the ablation in which each side attends to itself.
+        mia_attention (`str`): "mutual", or "self" for the ablation in which each side attends to itself; with one
+            `mia_output` the other side is then not read.
         block_variant (`str`): "paper" or "official", the code's asymmetric block.
         share_iteration_weights (`bool`): One block for all iterations.
         attention_bias (`bool`): Biases on the projections of the module's attention.
@@ -55,6 +56,10 @@ class MIAModuleConfig(PreTrainedConfig):
     intermediate_size: int = 2048
     mia_dropout: float | int = 0.1
     layer_dropout: float | int | None = None
+
+    def module_reads(self, side: Literal["visual", "textual"]) -> bool:
+        """Whether the module reads regions ("visual") or concepts ("textual")."""
+        return self.mia_iterations > 0 and (self.mia_attention == "mutual" or self.mia_output in ("both", side))
 
 
 @strict
@@ -135,12 +140,12 @@ class MIAConfig(MIAModuleConfig):
     @property
     def uses_regions(self) -> bool:
         """Whether the model reads regions at all: concept attention without the module does not."""
-        return self.mia_iterations > 0 or self.decoder_type != "concept_attention"
+        return self.module_reads("visual") or self.decoder_type != "concept_attention"
 
     @property
     def uses_concepts(self) -> bool:
         """Whether the model reads concepts."""
-        return self.mia_iterations > 0 or self.decoder_type in _READ_CONCEPTS
+        return self.module_reads("textual") or self.decoder_type in _READ_CONCEPTS
 
     @property
     def projects_regions(self) -> bool:

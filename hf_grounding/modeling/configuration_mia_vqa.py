@@ -18,6 +18,7 @@ class MIAVQAConfig(MIAModuleConfig):
     r"""Settings of [`MIAForVQA`], which takes those of [`MIAModuleConfig`] as well.
 
     With `mia_iterations` 0 there are neither the module nor concepts, and regions reach the answer head as they are.
+    With `mia_attention` "self" and `mia_output` "visual" concepts are not read either.
     Answers are `id2label`, or `label2id` in its place; there are `num_labels` of them, no two alike.
 
     Args:
@@ -100,6 +101,11 @@ class MIAVQAConfig(MIAModuleConfig):
             **dict.fromkeys(special, self.concept_vocab_size),
             **{name: getattr(self, name) for name in names},
         )
+
+    @property
+    def uses_concepts(self) -> bool:
+        """Whether the model reads concepts."""
+        return self.module_reads("textual")
 
     @property
     def row_size(self) -> int:

@@ -10,6 +10,7 @@ is masked: an image with n regions keeps its n best concepts, and rows beyond ta
 """
 
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, cast
 
 import torch
@@ -31,13 +32,14 @@ class MIAModelOutput(ModelOutput):
     B images, n regions. Rows of the fused output stand for region i and concept i together.
 
     Args:
-        last_hidden_state (`(B, n, hidden_size)`): `LayerNorm(I_N + T_N)`, Eq. 7; without the module the visual rows, or
-            the concepts of a model that reads no regions.
+        last_hidden_state (`(B, n, hidden_size)`): What `mia_output` names, for "both" `LayerNorm(I_N + T_N)`, Eq. 7;
+            without the module the visual rows, or the concepts of a model that reads no regions.
         visual_states (`(B, n, hidden_size)`): What takes the place of V, by `mia_output`.
         textual_states (`(B, n, hidden_size)`): What takes the place of T.
         visual_mask, textual_mask (`(B, n)`): 1 = real row, 0 = padding.
-        attentions (`tuple` of `(B, heads, n, n)`): Of each iteration: over regions, by refined region.
-        textual_attentions (`tuple` of `(B, heads, n, n)`): Of each iteration: over concepts, by refined concept.
+        attentions (`tuple` of `(B, heads, n, n)`): Of each iteration that refines regions: over regions, by refined
+            region.
+        textual_attentions (`tuple` of `(B, heads, n, n)`): Likewise, over concepts, by refined concept.
     """
 
     last_hidden_state: torch.FloatTensor | None = None
@@ -47,6 +49,15 @@ class MIAModelOutput(ModelOutput):
     textual_mask: torch.LongTensor | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
     textual_attentions: tuple[torch.Tensor, ...] | None = None
+
+    @property
+    def attentions_by_iteration(self) -> tuple[torch.Tensor, ...] | None:
+        """`attentions` and `textual_attentions` of each iteration in one (B, 2, heads, n, n); (B, 1, heads, n, n) where
+        only one side is refined, which is that of `mia_output`."""
+        if self.attentions is None or self.textual_attentions is None:
+            return None
+        sides = zip_longest(self.attentions, self.textual_attentions)
+        return tuple(torch.stack([weights for weights in both if weights is not None], dim=1) for both in sides)
 
 
 @dataclass
@@ -63,8 +74,8 @@ class MIACaptioningOutput(ModelOutput):
             far as the longest caption, and 0 behind a caption's end.
         decoder_attentions (`None`): Recurrent decoders have none.
         encoder_last_hidden_state (`(N, n, width)`): The rows that `cross_attentions` weigh.
-        encoder_attentions (`tuple` of `(B, 2, heads, n, n)`): Of the module by iteration, visual and textual; `None`
-            without it.
+        encoder_attentions (`tuple` of `(B, 2, heads, n, n)`): Of the module by iteration, visual and textual, or only
+            one of them, see [`MIAModelOutput.attentions_by_iteration`]; `None` without it.
     """
 
     loss: torch.FloatTensor | None = None
@@ -186,6 +197,7 @@ class MIAModel(MIAPreTrainedModel):
                 intermediate_size=config.intermediate_size,
                 order=config.mia_order,
                 attention=config.mia_attention,
+                output=config.mia_output,
                 block_variant=config.block_variant,
                 attention_bias=config.attention_bias,
                 share_iteration_weights=config.share_iteration_weights,
@@ -223,13 +235,14 @@ class MIAModel(MIAPreTrainedModel):
         concept_mask (`torch.Tensor` of shape `(batch, num_concepts)`, *optional*):
             1 = real concept, 0 = padding.
         """
-        regions = self._regions(region_features, region_mask, pixel_values) if self.config.uses_regions else None
-        as_many = regions[1] if self.mia is not None and regions is not None else None
-        embed = self.embed_concepts
-        concepts = None if embed is None else self._concepts(embed, concept_ids, concept_mask, as_many)
-        if self.mia is None or regions is None or concepts is None:
-            visual, visual_mask = regions or (None, None)
-            textual, textual_mask = concepts or (None, None)
+        visual = visual_mask = textual = textual_mask = None
+        if self.config.uses_regions:
+            visual, visual_mask = self._regions(region_features, region_mask, pixel_values)
+        pairs_up = self.mia is not None and len(self.mia.reads) == 2
+        if self.embed_concepts is not None:
+            as_many = visual_mask if pairs_up else None
+            textual, textual_mask = self._concepts(self.embed_concepts, concept_ids, concept_mask, as_many)
+        if self.mia is None:
             return MIAModelOutput(
                 last_hidden_state=textual if visual is None else visual,
                 visual_states=visual,
@@ -237,16 +250,17 @@ class MIAModel(MIAPreTrainedModel):
                 visual_mask=visual_mask,
                 textual_mask=textual_mask,
             )
-        (visual, visual_mask), (textual, textual_mask) = regions, concepts
         refined = self.mia(visual, textual, visual_mask, textual_mask, output_attentions=bool(output_attentions))
+        if pairs_up and self.mia.output != "visual":
+            textual_mask = visual_mask  # a refined concept stands for the region in its place too
         states = {
-            "both": (refined.fused, refined.fused, visual_mask),
-            "visual": (refined.visual, textual, textual_mask),
-            "textual": (visual, refined.textual, visual_mask),
+            "both": (refined.fused, refined.fused),
+            "visual": (refined.visual, textual),
+            "textual": (visual, refined.textual),
         }
-        visual, textual, textual_mask = states[self.config.mia_output]
+        visual, textual = states[self.mia.output]
         return MIAModelOutput(
-            last_hidden_state=refined.fused,
+            last_hidden_state=textual if self.mia.output == "textual" else visual,
             visual_states=visual,
             textual_states=textual,
             visual_mask=visual_mask,
@@ -539,9 +553,7 @@ class CaptionEncoder(nn.Module):
         """Takes what [`MIAModel`] takes."""
         image = self.model(**kwargs)
         memory = self.decoder.memory(image)
-        if image.attentions is not None:
-            pairs = zip(image.attentions, image.textual_attentions, strict=True)
-            memory.attentions = tuple(torch.stack(pair, dim=1) for pair in pairs)
+        memory.attentions = image.attentions_by_iteration
         return memory
 
 

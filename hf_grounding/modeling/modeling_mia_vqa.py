@@ -34,8 +34,8 @@ class MIAVQAOutput(ModelOutput):
         region_attentions (`(B, n)`): Weight of each region, sum 1, 0 on padding; in BAN the sum over words, mean over
             glimpses. A row of the module counts for the region that stands in its place.
         word_region_attentions (`(B, G, T, n)`): BAN's attention maps; each sums to 1.
-        mia_attentions (`tuple` of `(B, 2, heads, n, n)`): Of the module by iteration, visual and textual; `None`
-            without it.
+        mia_attentions (`tuple` of `(B, 2, heads, n, n)`): Of the module by iteration, visual and textual, or only one
+            of them, see [`MIAModelOutput.attentions_by_iteration`]; `None` without it.
     """
 
     loss: torch.FloatTensor | None = None
@@ -122,8 +122,8 @@ class MIAForVQA(PreTrainedModel):
         boxes (`torch.Tensor` of shape `(batch, num_regions, 4)`, *optional*):
             xyxy in [0, 1], for a model that counts.
         concept_ids (`torch.LongTensor` of shape `(batch, num_concepts)`, *optional*):
-            Of the image, the most probable first; as many of them as there are regions are used. Not read without the
-            module.
+            Of the image, the most probable first; as many of them as there are regions are used. Only for a model that
+            reads concepts (`config.uses_concepts`).
         concept_mask (`torch.Tensor` of shape `(batch, num_concepts)`, *optional*):
             1 = real concept, 0 = padding.
         input_ids (`torch.LongTensor` of shape `(batch, num_tokens)`):
@@ -162,9 +162,7 @@ class MIAForVQA(PreTrainedModel):
     def _add_attentions(self, outputs: MIAVQAOutput, weights: torch.Tensor, image: Any) -> None:
         of_words = weights if weights.ndim == 4 else None  # (B, G, T, n)
         of_regions = weights if of_words is None else of_words.mean(dim=1).sum(dim=1)
-        if image.attentions is not None:
-            pairs = zip(image.attentions, image.textual_attentions, strict=True)
-            outputs.mia_attentions = tuple(torch.stack(pair, dim=1) for pair in pairs)
+        outputs.mia_attentions = image.attentions_by_iteration
         outputs.region_attentions, outputs.word_region_attentions = of_regions, of_words
 
     def _check(

@@ -28,18 +28,24 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.utils import ModelOutput
 
+Side = Literal["visual", "textual"]
+OTHER_SIDE: dict[Side, Side] = {"visual": "textual", "textual": "visual"}
+
 
 @dataclass
 class MutualIterativeAttentionOutput(ModelOutput):
     r"""Output of [`MutualIterativeAttention`].
 
     Args:
-        fused (`(batch, n, hidden_size)`): `LayerNorm(I_N + T_N)`, Eq. 7.
-        visual (`(batch, n, hidden_size)`): I_N, the visual features after the last iteration.
-        textual (`(batch, n, hidden_size)`): T_N, the textual concepts after the last iteration.
-        visual_attentions (tuple of `(batch, num_heads, n, n)`, one per iteration): Weight of each visual source row
-            (column) in each refined visual row (row), before dropout. Only with `output_attentions=True`.
-        textual_attentions (tuple of `(batch, num_heads, n, n)`, one per iteration): The same for textual rows.
+        fused (`(batch, n, hidden_size)`): `LayerNorm(I_N + T_N)`, Eq. 7; only of a module whose `output` is "both".
+        visual (`(batch, n, hidden_size)`): I_N, the visual features after the last iteration; not if `output` is
+            "textual".
+        textual (`(batch, n, hidden_size)`): T_N, the textual concepts after the last iteration; not if `output` is
+            "visual".
+        visual_attentions (tuple of `(batch, num_heads, n, n)`, one per iteration that refines visual rows): Weight of
+            each visual source row (column) in each refined visual row (row), before dropout. Only with
+            `output_attentions=True`.
+        textual_attentions (tuple of `(batch, num_heads, n, n)`): The same for textual rows.
     """
 
     fused: torch.FloatTensor | None = None
@@ -183,6 +189,8 @@ class MutualIterativeAttention(nn.Module):
 
     With N = 0 there are no layers: I_0, T_0 and their fusion come back.
 
+    Steps and layers that `output` does not depend on are left out, and so is a side that it does not depend on.
+
     Args:
         hidden_size (`int`): Width d of both modalities (512 in the paper's code).
         num_heads (`int`): Heads k; must divide `hidden_size`.
@@ -192,6 +200,7 @@ class MutualIterativeAttention(nn.Module):
             is queried by the refined first one.
         attention (`"mutual"` or `"self"`): Queries come from the other modality, or, for comparison, from the same one
             (then `order` has no effect).
+        output (`"both"`, `"visual"` or `"textual"`): What is asked for: everything, or one refined modality alone.
         block_variant (`"paper"` or `"official"`): Residual connection around each layer as a whole in both modalities,
             or, as in the authors' code, in the visual one alone and without its dropout.
         attention_bias (`bool`): Biases in W^Q, W^K, W^V, W^O.
@@ -221,6 +230,7 @@ class MutualIterativeAttention(nn.Module):
         intermediate_size: int | None = None,
         order: Literal["visual_first", "textual_first"] = "visual_first",
         attention: Literal["mutual", "self"] = "mutual",
+        output: Literal["both", "visual", "textual"] = "both",
         block_variant: Literal["paper", "official"] = "paper",
         attention_bias: bool = True,
         share_iteration_weights: bool = True,
@@ -236,13 +246,16 @@ class MutualIterativeAttention(nn.Module):
             raise ValueError(f"`num_iterations` must be 0 or more, got {num_iterations}.")
         _check_choice("order", order, ("visual_first", "textual_first"))
         _check_choice("attention", attention, ("mutual", "self"))
+        _check_choice("output", output, ("both", *OTHER_SIDE))
         _check_choice("block_variant", block_variant, ("paper", "official"))
-        self.hidden_size, self.num_iterations = hidden_size, num_iterations
-        self.order, self.attention = order, attention
+        self.hidden_size, self.attention, self.output = hidden_size, attention, output
         self.share_iteration_weights = share_iteration_weights
+        sides: list[Side] = ["visual", "textual"] if order == "visual_first" else ["textual", "visual"]
+        self.steps, self.reads = _steps_behind(output, sides * num_iterations, mutual=attention == "mutual")
         paper = block_variant == "paper"
 
-        def make_layers(layer_shortcut: bool) -> nn.ModuleList:
+        def make_layers(side: Side, layer_shortcut: bool) -> nn.ModuleList:
+            count = self.steps.count(side)
             return nn.ModuleList(
                 MutualAttentionLayer(
                     hidden_size,
@@ -255,17 +268,17 @@ class MutualIterativeAttention(nn.Module):
                     layer_dropout=(dropout if layer_dropout is None else layer_dropout) if paper else 0.0,
                     layer_norm_eps=layer_norm_eps,
                 )
-                for _ in range(min(num_iterations, 1) if share_iteration_weights else num_iterations)
+                for _ in range(min(count, 1) if share_iteration_weights else count)
             )
 
-        self.visual_layers = make_layers(layer_shortcut=True)
-        self.textual_layers = make_layers(layer_shortcut=paper)
-        self.fusion_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+        self.visual_layers = make_layers("visual", layer_shortcut=True)
+        self.textual_layers = make_layers("textual", layer_shortcut=paper)
+        self.fusion_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps) if output == "both" else None
 
     def forward(
         self,
-        visual: torch.Tensor,
-        concepts: torch.Tensor,
+        visual: torch.Tensor | None = None,
+        concepts: torch.Tensor | None = None,
         visual_mask: torch.Tensor | None = None,
         concept_mask: torch.Tensor | None = None,
         output_attentions: bool = False,
@@ -274,7 +287,8 @@ class MutualIterativeAttention(nn.Module):
 
         Args:
             visual (`torch.Tensor` of shape `(batch, n, hidden_size)`): Visual features I_0.
-            concepts (`torch.Tensor` of shape `(batch, n, hidden_size)`): Embedded textual concepts T_0, as many.
+            concepts (`torch.Tensor` of shape `(batch, n, hidden_size)`): Embedded textual concepts T_0, as many. Of
+                self-attention with one `output` the other modality is not read, and may be left out.
             visual_mask (`torch.Tensor` of shape `(batch, n)`, *optional*): 1 = real, 0 = padding, to which no row
                 attends. Padded rows are computed as well, and mean nothing.
             concept_mask (`torch.Tensor` of shape `(batch, n)`, *optional*): The same for the concepts.
@@ -283,41 +297,57 @@ class MutualIterativeAttention(nn.Module):
         Raises:
             ValueError: If the shapes do not fit.
         """
-        self._check_shapes(visual, concepts, visual_mask, concept_mask)
-        visual_attentions, textual_attentions = [], []
-        for t in range(self.num_iterations):
-            layer = 0 if self.share_iteration_weights else t
+        masks: dict[Side, torch.Tensor | None] = {"visual": visual_mask, "textual": concept_mask}
+        rows = self._checked({"visual": visual, "textual": concepts}, masks)
+        attentions: dict[Side, list[torch.Tensor | None]] = {"visual": [], "textual": []}
+        for side in self.steps:
             # Each modality is refined by the other as it is by then; the one that comes first sees the older one.
-            for modality in ("visual", "textual") if self.order == "visual_first" else ("textual", "visual"):
-                if modality == "visual":
-                    query = visual if self.attention == "self" else concepts
-                    visual, weights = self.visual_layers[layer](query, visual, visual_mask, output_attentions)
-                    visual_attentions.append(weights)
-                else:
-                    query = concepts if self.attention == "self" else visual
-                    concepts, weights = self.textual_layers[layer](query, concepts, concept_mask, output_attentions)
-                    textual_attentions.append(weights)
+            query = rows[side if self.attention == "self" else OTHER_SIDE[side]]
+            layers = self.visual_layers if side == "visual" else self.textual_layers
+            layer = layers[0 if self.share_iteration_weights else len(attentions[side])]
+            rows[side], weights = layer(query, rows[side], masks[side], output_attentions)
+            attentions[side].append(weights)
         return MutualIterativeAttentionOutput(
-            fused=self.fusion_norm(visual + concepts),
-            visual=visual,
-            textual=concepts,
-            visual_attentions=tuple(visual_attentions) if output_attentions else None,
-            textual_attentions=tuple(textual_attentions) if output_attentions else None,
+            fused=None if self.fusion_norm is None else self.fusion_norm(rows["visual"] + rows["textual"]),
+            visual=None if self.output == "textual" else rows["visual"],
+            textual=None if self.output == "visual" else rows["textual"],
+            visual_attentions=tuple(attentions["visual"]) if output_attentions else None,
+            textual_attentions=tuple(attentions["textual"]) if output_attentions else None,
         )
 
-    def _check_shapes(self, visual, concepts, visual_mask, concept_mask) -> None:
-        for name, x in (("visual", visual), ("concepts", concepts)):
-            if x.ndim != 3 or x.shape[-1] != self.hidden_size:
-                raise ValueError(f"`{name}` must be (batch, n, {self.hidden_size}), got {tuple(x.shape)}.")
-        if visual.shape != concepts.shape:
+    def _checked(
+        self, given: dict[Side, torch.Tensor | None], masks: dict[Side, torch.Tensor | None]
+    ) -> dict[Side, torch.Tensor]:
+        """Rows of the sides that are read."""
+        rows: dict[Side, torch.Tensor] = {}
+        for side in self.reads:
+            x, mask = given[side], masks[side]
+            name, mask_name = ("visual", "visual_mask") if side == "visual" else ("concepts", "concept_mask")
+            if x is None or x.ndim != 3 or x.shape[-1] != self.hidden_size:
+                came = "nothing" if x is None else tuple(x.shape)
+                raise ValueError(f"`{name}` must be (batch, n, {self.hidden_size}), got {came}.")
+            if mask is not None and mask.shape != x.shape[:2]:
+                raise ValueError(f"`{mask_name}` must be (batch, n) = {tuple(x.shape[:2])}, got {tuple(mask.shape)}.")
+            rows[side] = x
+        if len({x.shape for x in rows.values()}) > 1:
             raise ValueError(
                 f"`visual` and `concepts` must be equally many, because they are added row by row; got "
-                f"{tuple(visual.shape)} and {tuple(concepts.shape)}. Keep the best concepts, or pad them and pass "
-                f"`concept_mask`."
+                f"{tuple(rows['visual'].shape)} and {tuple(rows['textual'].shape)}. Keep the best concepts, or pad "
+                f"them and pass `concept_mask`."
             )
-        for name, mask in (("visual_mask", visual_mask), ("concept_mask", concept_mask)):
-            if mask is not None and mask.shape != visual.shape[:2]:
-                raise ValueError(f"`{name}` must be (batch, n) = {tuple(visual.shape[:2])}, got {tuple(mask.shape)}.")
+        return rows
+
+
+def _steps_behind(output: str, steps: list[Side], *, mutual: bool) -> tuple[list[Side], list[Side]]:
+    """The steps, each named by the side that it refines, that the output depends on, and the sides it is made of."""
+    needed: list[Side] = [side for side in OTHER_SIDE if output in ("both", side)]
+    kept: list[Side] = []
+    for side in reversed(steps):
+        if side in needed:
+            kept.insert(0, side)
+            if mutual:
+                needed = list(OTHER_SIDE)
+    return kept, needed
 
 
 def accumulated_attention(attentions: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -240,10 +240,10 @@ def train_answerer(recipe: Recipe, output_dir: str | os.PathLike, *, resume: boo
     known = answer_vocabulary(counted, recipe.answers.min_count, recipe.answers.max_answers)
     concepts = sorted({word for words in (train_images.concepts or {}).values() for word in words})
     model, processor = build_answerer(recipe, asked, known, concepts, features.shape[1])
-    if model.config.mia_iterations and train_images.concepts is None:
+    if model.config.uses_concepts and train_images.concepts is None:
         raise ValueError(
             "Mutual attention reads concepts, and section `regions` names no `concepts`; make them with `hf-grounding "
-            "extract-concepts`, or set `mia_iterations: 0`."
+            "extract-concepts`, or set `mia_iterations: 0`, or `mia_attention: self` and `mia_output: visual`."
         )
     trainer = VQATrainer(
         model=model,

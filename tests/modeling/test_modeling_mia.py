@@ -271,7 +271,7 @@ def test_the_decoder_sees_what_mia_output_says(output, visual, textual):
     actual = model(**inputs)
     torch.testing.assert_close(actual.visual_states, rows[visual])
     torch.testing.assert_close(actual.textual_states, rows[textual])
-    torch.testing.assert_close(actual.last_hidden_state, refined.fused)
+    torch.testing.assert_close(actual.last_hidden_state, rows[{"both": "fused"}.get(output, output)])
 
 
 def test_concepts_and_words_share_one_table_through_saving_and_resizing(tmp_path):

@@ -61,6 +61,14 @@ class TestBANWithMIA(AnswererTesterMixin):
     cancelling = ("attention.key.bias",)
 
 
+class TestUpDownOverMutuallyRefinedRegions(TestUpDownWithMIA):
+    settings = {"mia_output": "visual", "share_iteration_weights": False}
+
+
+class TestBANOverRegionsThatAttendToThemselves(TestBANWithMIA):
+    settings = {"mia_attention": "self", "mia_output": "visual"}
+
+
 class TestBANThatDoesNotCount(AnswererTesterMixin):
     answer_head = "ban"
     cancelling = ("glimpses.bias",)
@@ -187,12 +195,16 @@ def test_without_a_mask_padding_is_read_like_words(head):
     assert not torch.allclose(read[1], model(**inputs, attention_mask=mask).logits[1], atol=1e-3)
 
 
-def test_without_the_module_concepts_are_not_read():
-    model, inputs = small_answerer("up_down", 0), small_inputs()
+@pytest.mark.parametrize(("iterations", "settings"), [(0, {}), (2, {"mia_attention": "self", "mia_output": "visual"})])
+def test_concepts_that_the_module_does_not_need_are_not_read(iterations, settings):
+    model, inputs = small_answerer("up_down", iterations, **settings), small_inputs()
+    assert not model.config.uses_concepts
     expected = model(**inputs).logits
     del inputs["concept_ids"], inputs["concept_mask"]
     assert torch.equal(model(**inputs).logits, expected)
-    assert not any("concept" in name or "mia" in name for name, _ in model.named_parameters())
+    names = [name for name, _ in model.named_parameters()]
+    assert any("mia" in name for name in names) == (iterations > 0)
+    assert not any("concept" in name or "textual" in name or "fusion" in name for name in names)
 
 
 # Attentions
@@ -226,6 +238,24 @@ def test_refined_rows_count_for_the_regions_in_their_places(head):
     weights = model.head(question, image.visual_states, inputs["region_mask"], inputs["boxes"]).weights
     actual = outputs.region_attentions if head == "up_down" else outputs.word_region_attentions
     torch.testing.assert_close(actual, weights)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sides"),
+    [
+        ({}, [2, 2]),
+        ({"mia_output": "visual"}, [2, 1]),
+        ({"mia_output": "visual", "mia_order": "textual_first"}, [2, 2]),
+        ({"mia_output": "visual", "mia_attention": "self"}, [1, 1]),
+    ],
+)
+def test_attentions_of_the_module_have_the_sides_that_each_iteration_refines(settings, sides):
+    model, inputs = small_answerer("ban", **settings), small_inputs()
+    attentions = model(**inputs, output_attentions=True).mia_attentions
+    assert [tuple(weights.shape) for weights in attentions] == [(3, count, 2, 4, 4) for count in sides]
+    image = {name: inputs[name] for name in ("region_features", "region_mask", "concept_ids", "concept_mask")}
+    for weights, visual in zip(attentions, model.model(**image, output_attentions=True).attentions, strict=True):
+        assert torch.equal(weights[:, 0], visual)
 
 
 def test_attentions_come_only_when_asked_for():

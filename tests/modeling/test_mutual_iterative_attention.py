@@ -412,6 +412,72 @@ def test_compiled_it_gives_the_same_outputs_in_one_graph(output_attentions):
     assert_equal_outputs(actual, module(*inputs, **MASKS))
 
 
+# One output alone
+
+OUTPUTS = pytest.mark.parametrize("output", ["visual", "textual"])
+
+
+@OUTPUTS
+@every_setting
+def test_one_output_is_that_of_the_whole_module_without_what_it_does_not_depend_on(settings, output):
+    whole, inputs = make_module(**settings), make_inputs()
+    alone = make_module(output=output, **settings)
+    alone.load_state_dict({name: whole.state_dict()[name] for name in alone.state_dict()})
+    expected = whole(*inputs, **MASKS, output_attentions=True)
+    outputs = alone(*inputs, **MASKS, output_attentions=True)
+    torch.testing.assert_close(outputs[output], expected[output], rtol=0, atol=1e-12)
+    absent = {"fused", "visual", "textual"} - {output}
+    assert all(outputs.get(name) is None for name in absent)
+    for name in ("visual_attentions", "textual_attentions"):
+        for actual, known in zip(outputs[name], expected[name], strict=False):
+            torch.testing.assert_close(actual, known, rtol=0, atol=1e-12)
+
+
+@OUTPUTS
+@every_setting
+def test_of_one_output_gradients_reach_every_parameter_and_what_is_read(settings, output):
+    module, inputs = make_module(output=output, **settings).train(), [x.requires_grad_() for x in make_inputs()]
+    torch.manual_seed(0)
+    (module(*inputs)[output] * torch.randn(BATCH, ROWS, WIDTH, dtype=torch.float64)).sum().backward()
+    read = [x for side, x in zip(("visual", "textual"), inputs, strict=True) if side in module.reads]
+    assert read
+    for name, parameter in (*module.named_parameters(), *((f"input {i}", x) for i, x in enumerate(read))):
+        assert name.endswith("key.bias") or parameter.grad.abs().max() > 1e-6, name
+    assert all(x.grad is None for x in inputs if not any(x is one for one in read))
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps", "reads"),
+    [
+        ({"num_iterations": 1}, ["visual", "textual"], ["visual", "textual"]),
+        ({"num_iterations": 0, "output": "visual"}, [], ["visual"]),
+        ({"num_iterations": 1, "output": "visual"}, ["visual"], ["visual", "textual"]),
+        ({"output": "visual"}, ["visual", "textual", "visual"], ["visual", "textual"]),
+        ({"output": "visual", "order": "textual_first"}, ["textual", "visual"] * 2, ["visual", "textual"]),
+        ({"output": "textual"}, ["visual", "textual"] * 2, ["visual", "textual"]),
+        ({"output": "textual", "order": "textual_first"}, ["textual", "visual", "textual"], ["visual", "textual"]),
+        ({"attention": "self"}, ["visual", "textual"] * 2, ["visual", "textual"]),
+        ({"attention": "self", "output": "visual"}, ["visual", "visual"], ["visual"]),
+        ({"attention": "self", "output": "textual"}, ["textual", "textual"], ["textual"]),
+    ],
+)
+def test_only_the_steps_that_the_output_depends_on_are_taken(settings, steps, reads):
+    module = make_module(share_iteration_weights=False, **settings)
+    assert (module.steps, module.reads) == (steps, reads)
+    assert (len(module.visual_layers), len(module.textual_layers)) == (steps.count("visual"), steps.count("textual"))
+
+
+def test_a_side_that_is_not_read_may_be_left_out():
+    (visual, concepts), settings = make_inputs(), {"attention": "self"}
+    of_regions = make_module(output="visual", **settings)
+    assert torch.equal(of_regions(visual).visual, of_regions(visual, concepts).visual)
+    assert torch.equal(of_regions(visual, concepts[:, :3]).visual, of_regions(visual).visual)
+    of_concepts = make_module(output="textual", **settings)
+    assert torch.equal(of_concepts(concepts=concepts).textual, of_concepts(visual, concepts).textual)
+    with pytest.raises(ValueError, match=r"`concepts` must be \(batch, n, 12\), got nothing"):
+        make_module(output="visual")(visual)
+
+
 # Parameters and dropout
 
 
@@ -555,6 +621,7 @@ def test_maps_of_no_attention_weights_say_how_to_get_some(attentions):
         ({"num_iterations": -1}, r"`num_iterations` must be 0 or more, got -1"),
         ({"order": "visual"}, r"`order` must be one of .*got 'visual'\. Did you mean 'visual_first'\?"),
         ({"attention": "mutua"}, r"`attention` must be one of .* Did you mean 'mutual'\?"),
+        ({"output": "fused"}, r"`output` must be one of \['both', 'visual', 'textual'\], got 'fused'"),
         ({"block_variant": "papers"}, r"`block_variant` must be one of .* Did you mean 'paper'\?"),
         ({"block_variant": "xyz"}, r"`block_variant` must be one of \['paper', 'official'\], got 'xyz'\.$"),
         ({"dropout": 1.5}, "between 0 and 1"),
