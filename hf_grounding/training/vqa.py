@@ -200,7 +200,7 @@ def build_answerer(
         vectors = load_word_vectors(below_data_root(settings.word_vectors), tokenizer.get_vocab())
         seconds = None
         if config.tfidf_word_embeddings:
-            ids = tokenizer(list(questions), truncation=False)["input_ids"]
+            ids = tokenizer(list(questions), truncation=False, verbose=False)["input_ids"]
             seconds = cooccurring_vectors(ids, vectors, special=tokenizer.all_special_ids)
         model.set_word_vectors(vectors, seconds)
     processor = MIAVQAProcessor(
