@@ -383,27 +383,32 @@ class GroundedCaptioningPipeline(_RegionPipeline):
 
         Returns:
             Weights of the regions (iterations, num_rows, num_regions) and of the concepts (iterations, num_rows,
-            num_concepts), of as many as there are rows. Concepts have fewer iterations, or none, where the model
-            behind the module does not depend on more.
+            num_concepts), of as many as there are rows. Rows that an iteration does not refine, since nothing depends
+            on it, hold what they held; a side that the module does not read has no columns.
 
         Raises:
-            ValueError: If the model has no such module, or one that refines no regions.
+            ValueError: If the model has no such module.
         """
         module = self.model.model.mia
         if module is None:
             raise ValueError("The model has no mutual iterative attention (`config.mia_iterations` is 0).")
-        if "visual" not in module.steps:
-            raise ValueError("The module of this model refines no regions (`config.mia_output` is 'textual').")
-        shown: dict[str, Any] = {"images": [regions]} if isinstance(regions, Image.Image) else {"regions": regions}
-        if self.reads_concepts:
-            shown["concepts"] = [concepts]
+        shown: dict[str, Any] = {"concepts": [concepts]} if self.reads_concepts else {}
+        if self.model.config.uses_regions:
+            shown |= {"images": [regions]} if isinstance(regions, Image.Image) else {"regions": regions}
         inputs = self.processor(**shown).to(self.device)
         refined = self.model.model(**inputs, output_attentions=True)
-        visual = torch.cat(accumulated_attention(refined.attentions)).float().cpu().numpy()
-        if not refined.textual_attentions:
-            return visual, np.zeros((0, visual.shape[1], 0), dtype=visual.dtype)
-        textual = torch.cat(accumulated_attention(refined.textual_attentions)).float().cpu().numpy()
-        return visual, textual[..., : inputs["concept_ids"].shape[1]]
+        num_rows = refined.last_hidden_state.shape[1]
+
+        def after_each_iteration(side: str, attentions: tuple[torch.Tensor, ...]) -> np.ndarray:
+            if side not in module.reads:
+                return np.zeros((self.model.config.mia_iterations, num_rows, 0), dtype=np.float32)
+            steps = accumulated_attention(attentions) if attentions else [torch.eye(num_rows)[None]]
+            held = [steps[min(t, len(steps) - 1)] for t in range(self.model.config.mia_iterations)]
+            return torch.cat(held).float().cpu().numpy()
+
+        visual = after_each_iteration("visual", refined.attentions)
+        textual = after_each_iteration("textual", refined.textual_attentions)
+        return visual, textual[..., : inputs["concept_ids"].shape[1] if self.reads_concepts else 0]
 
     def _sanitize_parameters(
         self, timeout: float | None = None, **generate_kwargs: Any

@@ -109,13 +109,12 @@ def draw_mutual_attention(
         regions ([`Regions`]): Of it.
         concepts (list of `str`): Of it; those beyond the weights are left out.
         region_weights (`np.ndarray` of shape `(iterations, num_regions)`): Accumulated over the iterations.
-        concept_weights (`np.ndarray` of shape `(iterations, num_concepts)`): Likewise, or of fewer iterations, the
-            first ones, where concepts are not refined in all of them.
+        concept_weights (`np.ndarray` of shape `(iterations, num_concepts)`): Likewise.
         width (`int`): Of the picture, in pixels.
         num_concepts (`int`): How many concepts have bars, those strongest at the end.
 
     Raises:
-        ValueError: If weights and regions, concepts or iterations do not fit.
+        ValueError: If weights and regions, or the numbers of iterations, do not fit.
     """
     iterations = len(region_weights)
     if region_weights.ndim != 2 or region_weights.shape[1] != len(regions) or not iterations:
@@ -123,23 +122,22 @@ def draw_mutual_attention(
             f"`region_weights` must be (iterations, {len(regions)}), a column for each region, got "
             f"{region_weights.shape}."
         )
-    if concept_weights.ndim != 2 or len(concept_weights) > iterations or concept_weights.shape[1] > len(concepts):
+    if concept_weights.ndim != 2 or len(concept_weights) != iterations or concept_weights.shape[1] > len(concepts):
         raise ValueError(
-            f"`concept_weights` must be ({iterations}, {len(concepts)}) or fewer, a row for each iteration and a "
+            f"`concept_weights` must be ({iterations}, {len(concepts)} or fewer), a row for each iteration and a "
             f"column for each concept, got {concept_weights.shape}."
         )
     margin = max(6, width // 80)
     panel_width = (width - margin * (iterations + 1)) // iterations
     font = _font(max(12, min(panel_width // 18, width // 50)))
-    strongest = np.argsort(-concept_weights[-1:].sum(axis=0), kind="stable")[:num_concepts]
+    strongest = np.argsort(-concept_weights[-1], kind="stable")[:num_concepts]
     words, longest = [concepts[i] for i in strongest], float(concept_weights[:, strongest].max(initial=0))
     panels = []
-    for number, own in enumerate(region_weights, start=1):
+    for number, (own, of_concepts) in enumerate(zip(region_weights, concept_weights, strict=True), start=1):
         title = f"after {number} iteration{'s' if number > 1 else ''}"
-        parts = [_line(title, panel_width, font), _weighted_outlines(image, regions, own, panel_width)]
-        if number <= len(concept_weights):
-            parts.append(_bars(words, concept_weights[number - 1][strongest], longest, panel_width, font))
-        panels.append(_stacked(parts, panel_width, margin // 2))
+        photo = _weighted_outlines(image, regions, own, panel_width)
+        bars = _bars(words, of_concepts[strongest], longest, panel_width, font)
+        panels.append(_stacked([_line(title, panel_width, font), photo, bars], panel_width, margin // 2))
     return _framed(_row(panels, width - 2 * margin, margin), margin)
 
 

@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from transformers import AutoProcessor, pipeline
 
 from hf_grounding import GroundedCaption, MIAProcessor
+from hf_grounding.modeling.mutual_iterative_attention import accumulated_attention
 from hf_grounding.pipelines import ConceptExtractor, GroundedCaptioningPipeline
 from hf_grounding.processing.extraction import load_extractor
 from hf_grounding.processing.photos import load_photo
@@ -201,24 +203,44 @@ def test_accumulated_attention_of_one_iteration_is_that_of_the_module(pipe):
     np.testing.assert_allclose(textual.sum(axis=-1), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize(("attention", "textual_iterations"), [("mutual", 1), ("self", 0)])
-def test_refined_regions_alone_have_their_accumulated_attention(sources, tmp_path, attention, textual_iterations):
-    settings = {"mia_attention": attention, "mia_output": "visual"}
-    describe = captioner(tmp_path, sources.extraction, settings)
-    (regions,), concepts = describe.extract([noise()])
-    assert (concepts is None) == (attention == "self")
-    visual, textual = describe.accumulated_attentions(regions, concepts[0] if concepts else [])
-    assert visual.shape == (2, len(regions), len(regions))
-    assert textual.shape[:2] == (textual_iterations, len(regions))
-    np.testing.assert_allclose(visual.sum(axis=-1), 1, atol=1e-5)
+@pytest.mark.parametrize(
+    ("decoder", "settings", "held"),
+    [
+        ("visual_attention", {"mia_output": "visual"}, "concepts"),
+        ("concept_attention", {"mia_output": "textual", "mia_order": "textual_first"}, "regions"),
+    ],
+)
+def test_rows_that_an_iteration_does_not_refine_hold_what_they_held(sources, tmp_path, decoder, settings, held):
+    describe = captioner(tmp_path, sources.extraction | FOUR, {"decoder_type": decoder, **settings})
+    (regions,), (concepts,) = describe.extract([noise()])
+    visual, textual = describe.accumulated_attentions(regions, concepts)
+    assert visual.shape == (2, 4, 4)
+    assert textual.shape[:2] == (2, 4)
+    refined = describe.model.model(**describe.processor(regions=regions, concepts=[concepts]), output_attentions=True)
+    assert len(refined.attentions) == (1 if held == "regions" else 2)
+    assert len(refined.textual_attentions) == (1 if held == "concepts" else 2)
+    for weights, attentions in ((visual, refined.attentions), (textual, refined.textual_attentions)):
+        expected = torch.cat(accumulated_attention(attentions))[[0, -1], :, : weights.shape[-1]].detach()
+        np.testing.assert_allclose(weights, expected, atol=1e-6)
+    describe.model.model.mia.steps = describe.model.model.mia.steps[-1:]  # as with one iteration
+    one, other = describe.accumulated_attentions(regions, concepts)
+    unrefined = one if held == "regions" else other
+    np.testing.assert_array_equal(unrefined[0], np.eye(4)[:, : unrefined.shape[-1]])
 
 
-def test_without_refined_regions_there_is_nothing_to_accumulate(sources, tmp_path):
-    settings = {"decoder_type": "concept_attention", "mia_attention": "self", "mia_output": "textual"}
-    describe = captioner(tmp_path, {"concept_detector": str(sources.concept_detector)}, settings)
-    (written,), (_, (concepts,)) = describe([noise()]), describe.extract([noise()])
-    with pytest.raises(ValueError, match="refines no regions"):
-        describe.accumulated_attentions(written.regions, concepts)
+@pytest.mark.parametrize(
+    ("decoder", "output", "sizes"), [("visual_attention", "visual", (4, 0)), ("concept_attention", "textual", (0, 3))]
+)
+def test_a_side_that_self_attention_does_not_read_gathers_nothing(sources, tmp_path, decoder, output, sizes):
+    settings = {"decoder_type": decoder, "mia_attention": "self", "mia_output": output}
+    describe = captioner(tmp_path, sources.extraction | FOUR, settings)
+    regions, concepts = describe.extract([noise()])
+    assert (regions is None, concepts is None) == (output == "textual", output == "visual")
+    given = None if regions is None else regions[0], [] if concepts is None else concepts[0][:3]
+    visual, textual = describe.accumulated_attentions(*given)
+    assert (visual.shape[0], visual.shape[2], textual.shape[0], textual.shape[2]) == (2, sizes[0], 2, sizes[1])
+    for weights in (visual, textual):
+        np.testing.assert_allclose(weights.sum(axis=-1), 1 if weights.shape[-1] else 0, atol=1e-5)
 
 
 def test_saved_it_loads_with_its_processor_and_extraction(pipe, sources, tmp_path):

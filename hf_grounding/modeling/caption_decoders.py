@@ -34,8 +34,8 @@ class ImageMemory(ModelOutput):
         first (`(B, width)`): Fed to the LSTM before the first word.
         row_prior (`(B, n)`): How much each row counts whatever the word: beta of Spatial-Semantic attention.
         row_log_prior (`(B, n)`): Its logarithm, which is exact where beta itself is too small a number.
-        attentions (`tuple` of `(B, 2, heads, n, n)`): Visual and textual attention of the module by iteration, if
-            asked for.
+        attentions (`tuple` of `(B, 2, heads, n, n)`): Visual and textual attention of the module by iteration, or
+            only one of them, see [`MIAModelOutput.attentions_by_iteration`], if asked for.
     """
 
     last_hidden_state: torch.FloatTensor | None = None

@@ -139,7 +139,7 @@ class MIAConfig(MIAModuleConfig):
 
     @property
     def uses_regions(self) -> bool:
-        """Whether the model reads regions at all: concept attention without the module does not."""
+        """Whether the model reads regions at all: concept attention by itself does not."""
         return self.module_reads("visual") or self.decoder_type != "concept_attention"
 
     @property

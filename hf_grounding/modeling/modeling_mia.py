@@ -29,7 +29,8 @@ from .mutual_iterative_attention import MutualIterativeAttention
 class MIAModelOutput(ModelOutput):
     r"""Output of [`MIAModel`]: what a downstream model reads in place of regions and concepts.
 
-    B images, n regions. Rows of the fused output stand for region i and concept i together.
+    B images, n regions. Rows of the fused output stand for region i and concept i together. Where the module does not
+    read both sides, concepts are as many as were given.
 
     Args:
         last_hidden_state (`(B, n, hidden_size)`): What `mia_output` names, for "both" `LayerNorm(I_N + T_N)`, Eq. 7;
@@ -231,7 +232,8 @@ class MIAModel(MIAPreTrainedModel):
         region_mask (`torch.Tensor` of shape `(batch, num_regions)`, *optional*):
             1 = real region, 0 = padding. Default: all are real.
         concept_ids (`torch.LongTensor` of shape `(batch, num_concepts)`, *optional*):
-            Words of the image, the most probable first; as many of them as there are regions are used.
+            Words of the image, the most probable first. As many of them as there are regions are used where the module
+            reads both; else all.
         concept_mask (`torch.Tensor` of shape `(batch, num_concepts)`, *optional*):
             1 = real concept, 0 = padding.
         """
@@ -240,8 +242,9 @@ class MIAModel(MIAPreTrainedModel):
             visual, visual_mask = self._regions(region_features, region_mask, pixel_values)
         pairs_up = self.mia is not None and len(self.mia.reads) == 2
         if self.embed_concepts is not None:
-            as_many = visual_mask if pairs_up else None
-            textual, textual_mask = self._concepts(self.embed_concepts, concept_ids, concept_mask, as_many)
+            textual, textual_mask = self._concepts(
+                self.embed_concepts, concept_ids, concept_mask, visual_mask, as_many_as_regions=pairs_up
+            )
         if self.mia is None:
             return MIAModelOutput(
                 last_hidden_state=textual if visual is None else visual,
@@ -305,10 +308,12 @@ class MIAModel(MIAPreTrainedModel):
         ids: torch.Tensor | None,
         mask: torch.Tensor | None,
         region_mask: torch.Tensor | None,
+        *,
+        as_many_as_regions: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Embedded concepts (batch, n, hidden_size) and their mask.
 
-        With a `region_mask`: the first n, where an image has n real regions, filled up with padding where there are
+        As many as regions: the first n, where an image has n real regions, filled up with padding where there are
         fewer. All padding is embedded as the pad word, because the module keeps it in the rows it stands in.
         """
         if ids is None or ids.ndim != 2:
@@ -318,9 +323,9 @@ class MIAModel(MIAPreTrainedModel):
             mask = torch.ones_like(ids)
         elif mask.shape != ids.shape:
             raise ValueError(f"`concept_mask` must be {tuple(ids.shape)} as `concept_ids`, got {tuple(mask.shape)}.")
-        if region_mask is not None:
-            if len(ids) != len(region_mask):
-                raise ValueError(f"`concept_ids` are of {len(ids)} images, the regions of {len(region_mask)}.")
+        if region_mask is not None and len(ids) != len(region_mask):
+            raise ValueError(f"`concept_ids` are of {len(ids)} images, the regions of {len(region_mask)}.")
+        if region_mask is not None and as_many_as_regions:
             missing = region_mask.shape[1] - ids.shape[1]
             ids, mask = F.pad(ids, (0, missing)), F.pad(mask, (0, missing)) * (region_mask != 0)
         return embed(ids.masked_fill(mask == 0, self.config.pad_token_id)), mask

@@ -210,7 +210,7 @@ class SSAttentionCaptioner(MIAForCaptioning):
         image_sizes (`torch.Tensor` of shape `(batch, 2)`, *optional*):
             (height, width) in pixels; only read with `config.normalize_boxes` False.
         concept_ids (`torch.LongTensor` of shape `(batch, num_concepts)`, *optional*):
-            Words of the image, the most probable first; for `config.mia_iterations` above 0.
+            Words of the image, the most probable first; only for a model that reads concepts (`config.uses_concepts`).
         concept_mask (`torch.Tensor` of shape `(batch, num_concepts)`, *optional*):
             1 = real concept, 0 = padding.
         labels (`torch.LongTensor` of shape `(num_captions, num_tokens)`, *optional*):

@@ -29,6 +29,7 @@ from torch import nn
 from transformers.utils import ModelOutput
 
 Side = Literal["visual", "textual"]
+SIDES: tuple[Side, Side] = ("visual", "textual")
 OTHER_SIDE: dict[Side, Side] = {"visual": "textual", "textual": "visual"}
 
 
@@ -246,12 +247,12 @@ class MutualIterativeAttention(nn.Module):
             raise ValueError(f"`num_iterations` must be 0 or more, got {num_iterations}.")
         _check_choice("order", order, ("visual_first", "textual_first"))
         _check_choice("attention", attention, ("mutual", "self"))
-        _check_choice("output", output, ("both", *OTHER_SIDE))
+        _check_choice("output", output, ("both", *SIDES))
         _check_choice("block_variant", block_variant, ("paper", "official"))
         self.hidden_size, self.attention, self.output = hidden_size, attention, output
         self.share_iteration_weights = share_iteration_weights
-        sides: list[Side] = ["visual", "textual"] if order == "visual_first" else ["textual", "visual"]
-        self.steps, self.reads = _steps_behind(output, sides * num_iterations, mutual=attention == "mutual")
+        steps = (SIDES if order == "visual_first" else SIDES[::-1]) * num_iterations
+        self.steps, self.reads = _steps_behind(output, steps, mutual=attention == "mutual")
         paper = block_variant == "paper"
 
         def make_layers(side: Side, layer_shortcut: bool) -> nn.ModuleList:
@@ -338,15 +339,15 @@ class MutualIterativeAttention(nn.Module):
         return rows
 
 
-def _steps_behind(output: str, steps: list[Side], *, mutual: bool) -> tuple[list[Side], list[Side]]:
-    """The steps, each named by the side that it refines, that the output depends on, and the sides it is made of."""
-    needed: list[Side] = [side for side in OTHER_SIDE if output in ("both", side)]
+def _steps_behind(output: str, steps: Sequence[Side], *, mutual: bool) -> tuple[list[Side], list[Side]]:
+    """The steps, each named by the side that it refines, that the output depends on, and the sides that they read."""
+    needed: list[Side] = [side for side in SIDES if output in ("both", side)]
     kept: list[Side] = []
     for side in reversed(steps):
         if side in needed:
             kept.insert(0, side)
             if mutual:
-                needed = list(OTHER_SIDE)
+                needed = list(SIDES)
     return kept, needed
 
 
@@ -393,7 +394,8 @@ _OFFICIAL_NAMES = {
 
 
 def official_mia_state_dict(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    r"""Weights of the authors' MIA module under our names, for `block_variant="official"` with shared weights.
+    r"""Weights of the authors' MIA module under our names, for `block_variant="official"` with shared weights and both
+    outputs.
 
     Args:
         state (mapping of `str` to `torch.Tensor`): State of that module alone, `layer_refine_V.enc_attn.w_qs.weight`

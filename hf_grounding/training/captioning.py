@@ -364,7 +364,8 @@ def train_captioner(recipe: Recipe, output_dir: str | os.PathLike, *, resume: bo
     if model.config.uses_concepts and train_images.concepts is None:
         raise ValueError(
             "This captioner reads concepts, and section `regions` names no `concepts`; make them with `hf-grounding "
-            "extract-concepts`, or set `mia_iterations: 0` and a decoder without concepts."
+            "extract-concepts`, or set a decoder without concepts and `mia_iterations: 0`, or `mia_attention: self` "
+            "and `mia_output: visual`."
         )
     trainer = CaptioningTrainer(
         model=model,

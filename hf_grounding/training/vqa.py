@@ -182,7 +182,7 @@ def build_answerer(
     Args:
         questions: Their words are the vocabulary.
         answers: Those that the model can give.
-        concepts: Words that the concepts of images are; none for a model without the module.
+        concepts: Words that the concepts of images are; not kept for a model that reads none.
         feature_dim: Of the regions, as they are stored.
     """
     settings, sources = recipe.questions, recipe.images
@@ -205,7 +205,7 @@ def build_answerer(
         model.set_word_vectors(vectors, seconds)
     processor = MIAVQAProcessor(
         tokenizer,
-        concepts=list(concepts),
+        concepts=list(concepts) if config.uses_concepts else [],
         answers=list(answers),
         max_regions=sources.max_regions,
         max_concepts=sources.max_concepts,

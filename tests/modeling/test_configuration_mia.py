@@ -37,16 +37,17 @@ def test_the_properties_say_what_each_captioner_reads(name, iterations):
 
 @pytest.mark.parametrize("output", ["both", "visual", "textual"])
 def test_self_attention_with_one_output_does_not_read_the_other_side(output):
-    of_both = MIAConfig(decoder_type="concept_condition", mia_attention="self", mia_output=output)
+    settings = {"mia_attention": "self", "mia_output": output}
+    of_both = MIAConfig(decoder_type="concept_condition", **settings)
     assert of_both.uses_regions
     assert of_both.uses_concepts  # by the decoder
     assert of_both.module_reads("visual") == (output != "textual")
     assert of_both.module_reads("textual") == (output != "visual")
     if output != "textual":
-        of_regions = MIAConfig(decoder_type="visual_attention", mia_attention="self", mia_output=output)
+        of_regions = MIAConfig(decoder_type="visual_attention", **settings)
         assert of_regions.uses_concepts == (output == "both")
     if output != "visual":
-        of_concepts = MIAConfig(decoder_type="concept_attention", mia_attention="self", mia_output=output)
+        of_concepts = MIAConfig(decoder_type="concept_attention", **settings)
         assert of_concepts.uses_regions == (output == "both")
 
 

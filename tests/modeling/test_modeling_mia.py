@@ -60,6 +60,21 @@ class TestUpDownWithMIA(CaptionerTesterMixin):
         return {**small_inputs(), "labels": LABELS}
 
 
+class TestVisualAttentionOverRegionsThatAttendToThemselves(CaptionerTesterMixin):
+    cancelling = ("attention.key.bias", "attention.score.bias")
+    decoder_type, mia_output = "visual_attention", "visual"
+
+    def make_model(self):
+        return without_dropout(self.decoder_type, mia_attention="self", mia_output=self.mia_output)
+
+    def make_inputs(self):
+        return {**small_inputs(), "labels": LABELS}
+
+
+class TestConceptAttentionOverConceptsThatAttendToThemselves(TestVisualAttentionOverRegionsThatAttendToThemselves):
+    decoder_type, mia_output = "concept_attention", "textual"
+
+
 class TestTransformer(CaptionerTesterMixin):
     frozen = ("decoder.layers.embed_positions.",)
     cancelling = ("k_proj.bias",)
@@ -255,6 +270,42 @@ def test_without_the_module_the_number_of_concepts_is_free():
     assert torch.equal(rows.textual_mask, inputs["concept_mask"])
     inputs["concept_ids"][0, 3] = 9
     assert not torch.equal(model.model(**inputs).textual_states[0, 3], rows.textual_states[0, 3])
+
+
+@pytest.mark.parametrize("output", ["visual", "textual"])
+def test_where_self_attention_reads_one_side_the_number_of_concepts_is_free(output):
+    model = small_captioner("concept_condition", mia_attention="self", mia_output=output)
+    inputs = small_inputs()
+    extra = {
+        "concept_ids": pad(inputs["concept_ids"], (0, 2), value=9),
+        "concept_mask": pad(inputs["concept_mask"], (0, 2)),
+    }
+    extra["concept_mask"][2] = 1  # six concepts of image 2, which has two regions
+    rows = model.model(**{**inputs, **extra})
+    assert torch.equal(rows.visual_mask, inputs["region_mask"])
+    assert torch.equal(rows.textual_mask, extra["concept_mask"])
+    fewer = model.model(**{**inputs, **extra, "concept_mask": pad(inputs["concept_mask"], (0, 2))})
+    logits, without = (model.decoder.memory(each).pooled for each in (rows, fewer))
+    torch.testing.assert_close(logits[:2], without[:2])
+    assert not torch.allclose(logits[2], without[2], atol=1e-3)
+
+
+def test_concepts_of_another_number_of_images_are_refused():
+    for settings in ({}, {"mia_attention": "self", "mia_output": "visual"}, {"mia_iterations": 0}):
+        model, inputs = small_captioner("visual_condition", **settings), small_inputs()
+        inputs["concept_ids"], inputs["concept_mask"] = inputs["concept_ids"][:1], inputs["concept_mask"][:1]
+        with pytest.raises(ValueError, match="`concept_ids` are of 1 images, the regions of 3"):
+            model.model(**inputs)
+
+
+@pytest.mark.parametrize("attention", ["mutual", "self"])
+@pytest.mark.parametrize("output", ["both", "visual", "textual"])
+@pytest.mark.parametrize("iterations", [0, 1])
+def test_the_configuration_says_what_the_module_reads(attention, output, iterations):
+    config = small_config("concept_condition", iterations, mia_attention=attention, mia_output=output)
+    module = MIAModel(config).mia
+    read = [] if module is None else module.reads
+    assert [side for side in ("visual", "textual") if config.module_reads(side)] == read
 
 
 @pytest.mark.parametrize(
