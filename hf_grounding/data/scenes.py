@@ -11,6 +11,7 @@ import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -139,13 +140,18 @@ def redraw_scene(row: Mapping[str, Any], attributes: tuple[str, ...] = ATTRIBUTE
             f"Image {image_id!r} must be a square of {MIN_IMAGE_SIZE} pixels or more, as its `width` and `height` say; "
             f"got {image.size}, {row.get('width')} and {row.get('height')}. Give rows as they were drawn."
         )
-    scene = sample_scene(_stream(int(match[1]), match[2], int(match[3])), side, attributes)
+    scene = _drawn(int(match[1]), match[2], int(match[3]), side, attributes)
     if not np.array_equal(np.asarray(image), scene.pixels):
         raise ValueError(
             f"Image {image_id!r} is not the scene of this id with {attributes=}. Give the `attributes` that the scenes "
             "were drawn with, and the images as they are; scenes prepared by other versions must be drawn again."
         )
     return scene
+
+
+@lru_cache(maxsize=1)  # regions and concepts of a row are made one after the other
+def _drawn(seed: int, split: str, index: int, image_size: int, attributes: tuple[str, ...]) -> Scene:
+    return sample_scene(_stream(seed, split, index), image_size, attributes)
 
 
 def known_attributes(attributes: Sequence[str]) -> tuple[str, ...]:

@@ -207,9 +207,15 @@ def load_inputs(recipe: Recipe, rows: Dataset, split: str) -> ImageInputs:
     Raises:
         ValueError: If an image lacks regions or concepts, or no store is named.
     """
-    regions = _regions(recipe, rows) if recipe.backbone is None else None
     photos = None if recipe.backbone is None else Photos(rows)
-    images = ImageInputs(regions, _concepts(recipe, rows), photos, withheld=recipe.images.withhold_image)
+    regions: Mapping[str, Regions] | RegionStore | None
+    concepts: dict[str, list[str]] | None
+    if recipe.dataset.name == "scenes":
+        regions, concepts = _simulated(recipe, rows)
+    else:
+        regions = _stored_regions(recipe) if recipe.backbone is None else None
+        concepts = _stored_concepts(recipe)
+    images = ImageInputs(regions, concepts, photos, withheld=recipe.images.withhold_image)
     images.check(rows["image_id"], split)
     return images
 
@@ -228,18 +234,25 @@ def _simulation(recipe: Recipe) -> dict[str, Any]:
     return _attributes(recipe) | recipe.images.scene_detector
 
 
-def _regions(recipe: Recipe, rows: Dataset) -> Mapping[str, Regions] | RegionStore:
-    if recipe.dataset.name == "scenes":
-        detector = SceneDetector(**_simulation(recipe))
-        return {row["image_id"]: detector(row) for row in rows}
+def _simulated(recipe: Recipe, rows: Dataset) -> tuple[dict[str, Regions] | None, dict[str, list[str]]]:
+    """Regions, if no backbone takes their place, and concepts of scenes."""
+    detector = SceneDetector(**_simulation(recipe)) if recipe.backbone is None else None
+    regions: dict[str, Regions] = {}
+    concepts: dict[str, list[str]] = {}
+    for row in rows:
+        if detector is not None:
+            regions[row["image_id"]] = detector(row)
+        concepts[row["image_id"]] = scene_concepts(row, **_attributes(recipe))
+    return None if detector is None else regions, concepts
+
+
+def _stored_regions(recipe: Recipe) -> RegionStore:
     if recipe.images.store is None:
         raise ValueError("Section `regions` names no `store`; make one with `hf-grounding extract-features`.")
     return RegionStore(below_data_root(recipe.images.store))
 
 
-def _concepts(recipe: Recipe, rows: Dataset) -> dict[str, list[str]] | None:
-    if recipe.dataset.name == "scenes":
-        return {row["image_id"]: scene_concepts(row, **_attributes(recipe)) for row in rows}
+def _stored_concepts(recipe: Recipe) -> dict[str, list[str]] | None:
     if recipe.images.concepts is None:
         return None
     found = read_image_concepts(below_data_root(recipe.images.concepts))
