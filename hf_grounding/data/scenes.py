@@ -10,7 +10,7 @@ import io
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -140,7 +140,8 @@ def redraw_scene(row: Mapping[str, Any], attributes: tuple[str, ...] = ATTRIBUTE
             f"Image {image_id!r} must be a square of {MIN_IMAGE_SIZE} pixels or more, as its `width` and `height` say; "
             f"got {image.size}, {row.get('width')} and {row.get('height')}. Give rows as they were drawn."
         )
-    scene = _drawn(int(match[1]), match[2], int(match[3]), side, attributes)
+    kept = _drawn(int(match[1]), match[2], int(match[3]), side, attributes)
+    scene = replace(kept, pixels=kept.pixels.copy(), owners=kept.owners.copy())  # the caller's own, to write on
     if not np.array_equal(np.asarray(image), scene.pixels):
         raise ValueError(
             f"Image {image_id!r} is not the scene of this id with {attributes=}. Give the `attributes` that the scenes "

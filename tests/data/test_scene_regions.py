@@ -309,3 +309,13 @@ def test_features_may_have_depth_behind_all_others_nearest_last_drawn():
     nearness = {item.box: place for place, item in enumerate(objects, start=1)}
     assert len(nearness) == len(objects) < len(deep.boxes)  # the rest are distractors
     assert deep.region_features[:, -1].tolist() == [nearness.get(tuple(box), 0) for box in deep.boxes.tolist()]
+
+
+def test_a_scene_that_was_written_on_is_drawn_as_it_was_the_next_time():
+    row = scene_row(0, "train", 3, 64)
+    first = redraw_scene(row)
+    pixels, owners = first.pixels.copy(), first.owners.copy()
+    first.pixels[:], first.owners[:] = 0, 0
+    again = redraw_scene(row)
+    np.testing.assert_array_equal(again.pixels, pixels)
+    np.testing.assert_array_equal(again.owners, owners)
